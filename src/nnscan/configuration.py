@@ -1,0 +1,440 @@
+"""The study's configuration: closed, typed classes; the default file, the JSON schema and the manual come from them.
+
+`python -m nnscan.configuration` rewrites config/config.yaml, config/schema.json and config/README.md's key table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nnscan.errors import ConfigurationError, did_you_mean
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "thesis": {
+        "optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 1e-5, "epochs": 30, "batch_size": 128,
+        "augmentation": "none",
+    },
+    "slides": {
+        "optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "epochs": 200,
+        "batch_size": 128, "augmentation": "shift",
+    },
+}  # fmt: skip
+"""Training protocols: "thesis" is stated by Wang Xinyuan (ch. 4.1); "slides" is our proposal, the slides state none."""
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Foreground(_Closed):
+    """Where the foreground mask of each image comes from."""
+
+    kind: Literal["none", "threshold", "masks", "boxes"] = Field(
+        "none",
+        description="threshold: pixels brighter than `threshold` (strokes on black); masks: a parallel folder of "
+        "mask images; boxes: rectangles from a CSV; none: metrics that need a foreground are marked as missing",
+    )
+    threshold: float = Field(
+        0.2, ge=0, le=1, description="brightness (channel mean, 0 to 1) above which a pixel is stroke"
+    )
+    masks: str | None = Field(None, description="folder masks/<split>/<class>/<stem>.png; default <root>/masks")
+    boxes: str | None = Field(
+        None, description="CSV with path,x0,y0,x1,y1 in pixels of the original image; several rows unite"
+    )
+
+
+class DatasetConfig(_Closed):
+    """One data set."""
+
+    name: Name = Field(description="name in paths and tables")
+    source: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder"] = Field(
+        description="what reads it; image_folder wants train/<class>/ and test/<class>/, in a folder or a .tar.gz"
+    )
+    root: str | None = Field(
+        None, description="where the files lie; default: $NNSCAN_DATA, else ./data (digits needs none)"
+    )
+    download: bool = Field(False, description="fetch a missing torchvision data set")
+    size: Positive | None = Field(32, description="side in pixels that images are resized to; null keeps theirs")
+    channels: Literal[1, 3] | None = Field(None, description="1: gray, 3: RGB; null: as in the source")
+    normalization: Literal["unit", "standard"] = Field(
+        "unit", description="what the network is fed: [0, 1], or (value - mean) / deviation of each channel"
+    )
+    test_fraction: Share = Field(0.2, description="share cut off for testing where the source has no test part")
+    validation_fraction: Share = Field(0.2, description="share of the training part cut off for validation")
+    split_seed: int = Field(0, description="seed of the stratified cuts, the same for all runs")
+    train_limit: Positive | None = Field(None, description="use a stratified subset of this many training images")
+    validation_limit: Positive | None = Field(None, description="likewise for validation")
+    test_limit: Positive | None = Field(None, description="likewise for testing")
+    foreground: Foreground = Field(default_factory=Foreground, description="foreground masks")
+
+
+class ModelConfig(_Closed):
+    """One model."""
+
+    name: Name = Field(description="name in paths and tables")
+    source: str = Field(
+        description="a name of the zoo (fcn, lenet5, simple_cnn, alexnet, vgg11, vgg16, resnet18), torchvision:<name>, "
+        "package.module:factory or path/to/file.py:factory"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="keyword arguments of the factory; the zoo gets channels, size and classes from the data",
+    )
+    weights: str | None = Field(
+        None, description="your own checkpoint: then the model is scanned as it is, not trained"
+    )
+    state_dict_key: str | None = Field(None, description="key of the state dict inside the checkpoint")
+    strip_prefix: str | None = Field(
+        None, description="prefix to take off the checkpoint's keys, for example 'module.'"
+    )
+    training: dict[str, Any] = Field(default_factory=dict, description="training settings that differ for this model")
+
+
+class TrainingConfig(_Closed):
+    """How models are trained."""
+
+    preset: Literal["thesis", "slides"] | None = Field(
+        None, description="a protocol by name; keys given beside it win. thesis: Adam 1e-3, weight decay 1e-5, 30 epochs, "
+        "batch 128; slides: SGD 0.01, momentum 0.9, 200 epochs"
+    )  # fmt: skip
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="optimiser")
+    learning_rate: float = Field(1e-3, gt=0, description="learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd only)")
+    weight_decay: float = Field(1e-5, ge=0, description="weight decay")
+    epochs: int = Field(30, ge=3, description="epochs of the regular training; its thirds are kept as checkpoints")
+    batch_size: Positive = Field(128, description="images in a batch")
+    augmentation: Literal["none", "shift", "flip", "shift_flip"] = Field(
+        "none", description="shift: random crop after padding by an eighth; flip: left to right"
+    )
+    overfitting_epochs: int = Field(
+        100, ge=0,
+        description="epochs of the long training without weight decay and augmentation that ends in the overfitted "
+        "checkpoint, from the same start; 0: none",
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("preset") in PRESETS:
+            return {**PRESETS[str(values["preset"])], **values}
+        return values
+
+
+class AveragesConfig(_Closed):
+    """Class-average images."""
+
+    rescale: bool = Field(True, description="stretch each channel of a simple average to the class's own range")
+    extremes: Positive = Field(
+        50, description="K: images of highest and of lowest confidence in the data-driven averages"
+    )
+    steps: Positive = Field(100, description="steps of gradient ascent in the network-driven averages")
+    rate: float = Field(0.05, gt=0, description="step length of the gradient ascent, in input units")
+
+
+class ScanConfig(_Closed):
+    """The scan of every neuron, from which FQ and TIP are computed."""
+
+    samples: Positive = Field(40, description="test images that are scanned, balanced over classes")
+    shards: Positive = Field(1, description="jobs into which the samples are cut; results do not depend on it")
+    block: Positive = Field(
+        1, description="side of the pixel blocks of the learning images; costs fall with its square"
+    )
+    layers: Literal["convolutional", "all"] | list[str] = Field(
+        "convolutional",
+        description="layers: the convolutions (or their batch normalisation); all: linear ones too; or names",
+    )
+
+
+class QuantityConfig(_Closed):
+    """Feature quantity FQ."""
+
+    noise: Literal["linear", "exponential"] = Field("linear", description="noise factor K(r): 1 - r, or exp(-r)")
+
+
+class PropertiesConfig(_Closed):
+    """Interpretable properties TIP, with AVoU and SoU."""
+
+    sensitivity: Literal["first_order", "exact"] = Field(
+        "first_order", description="SoU by |w dloss/dw|, or by removing each weight (minutes even for LeNet-5)"
+    )
+    samples: Positive = Field(100, description="test images for AVoU and SoU")
+
+
+class AnomalyConfig(_Closed):
+    """Anomaly filters SAF."""
+
+    source: Literal["learning_images", "feature_maps"] = Field(
+        "learning_images", description="what is clustered: the thesis's learning images or the preprint's feature maps"
+    )
+    samples: Annotated[int, Field(ge=50)] = Field(400, description="training images, the same for every checkpoint")
+    k_rule: Literal["ch", "bic"] = Field(
+        "ch", description="number of clusters 2 to 5 by highest CH index or lowest BIC"
+    )
+    squared: bool = Field(
+        True, description="CH index with squared norms (the standard), or with plain norms as the slides print"
+    )
+    outlier_share: Share = Field(0.01, description="a cluster of at most this share of the samples is outliers")
+    ch_factor: float = Field(2.0, gt=0, description="CH counts as high above this multiple of an unstructured cloud's")
+    activation_sd: float = Field(3.0, ge=0, description="activation counts as high this many deviations above the mean")
+
+
+class ExperimentsConfig(_Closed):
+    """Masking and pruning."""
+
+    layer: str = Field("last", description="layer whose filters are masked: last convolution, or a name")
+    diversity_filters: Positive = Field(
+        20,
+        description="filters masked at the top and at the bottom of the diversity ranking; at most a quarter of the layer",
+    )
+    draws: Positive = Field(10, description="random draws beside each masking")
+    steps: Annotated[int, Field(ge=2)] = Field(10, description="steps of the AIPC curve from 0 to all filters masked")
+    prune_fraction: Share = Field(0.4, description="share of a layer's neurons that is pruned")
+    layer_removal: bool = Field(
+        True,
+        description="retrain the model cut after the layer where similarity peaks, and one layer later (models that can be cut)",
+    )
+
+
+class Study(_Closed):
+    """A study: data sets x models x seeds, and what is measured on them."""
+
+    study: Name = Field("digits", description="name of the study; results go to results/<study>")
+    datasets: list[DatasetConfig] = Field(
+        default_factory=lambda: [
+            DatasetConfig(name="digits", source="digits", foreground=Foreground(kind="threshold", threshold=0.2))
+        ],
+        min_length=1, description="data sets",
+    )  # fmt: skip
+    models: list[ModelConfig] = Field(
+        default_factory=lambda: [
+            ModelConfig(name="lenet5", source="lenet5"),
+            ModelConfig(name="simple_cnn", source="simple_cnn"),
+        ],
+        min_length=1, description="models",
+    )  # fmt: skip
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=lambda: [0, 1, 2],
+        min_length=1,
+        description="seeds of initialisation, data order and random draws",
+    )
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="training")
+    averages: AveragesConfig = Field(default_factory=AveragesConfig, description="class-average images")
+    scan: ScanConfig = Field(default_factory=ScanConfig, description="scan of every neuron")
+    quantity: QuantityConfig = Field(default_factory=QuantityConfig, description="feature quantity FQ")
+    properties: PropertiesConfig = Field(default_factory=PropertiesConfig, description="interpretable properties TIP")
+    anomaly: AnomalyConfig = Field(default_factory=AnomalyConfig, description="anomaly filters SAF")
+    experiments: ExperimentsConfig = Field(default_factory=ExperimentsConfig, description="masking and pruning")
+
+    @field_validator("datasets", "models")
+    @classmethod
+    def _unique_names(cls, entries: list[Any]) -> list[Any]:
+        names = [entry.name for entry in entries]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"names must differ, found twice: {', '.join(twice)}")
+        return entries
+
+    @field_validator("seeds")
+    @classmethod
+    def _unique_seeds(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("seeds must differ")
+        return seeds
+
+    def dataset(self, name: str) -> DatasetConfig:
+        """Return the data set of a name."""
+        return next(dataset for dataset in self.datasets if dataset.name == name)
+
+    def model(self, name: str) -> ModelConfig:
+        """Return the model of a name."""
+        return next(model for model in self.models if model.name == name)
+
+    def training_of(self, model: str) -> TrainingConfig:
+        """Return the training of a model: the study's, with the model's own settings on top."""
+        own = self.model(model).training
+        shared = {} if "preset" in own else self.training.model_dump(exclude={"preset"})
+        return _validated(TrainingConfig, {**shared, **own}, f"models ({model}).training")
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def _class_at(root: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel] | None:
+    current: type[BaseModel] = root
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if part not in current.model_fields:
+            return None
+        inner = _inner_class(current.model_fields[part].annotation)
+        if inner is None:
+            return None
+        current = inner
+    return current
+
+
+def _inner_class(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in typing.get_args(annotation):
+        found = _inner_class(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _sentence(root: type[BaseModel], error: Any, prefix: str) -> str:
+    path = tuple(part for part in error["loc"])
+    key = ".".join([prefix, *map(str, path)] if prefix else list(map(str, path)))
+    if error["type"] == "extra_forbidden":
+        owner = _class_at(root, path[:-1])
+        known = list(owner.model_fields) if owner else []
+        return f"unknown key {key}{did_you_mean(str(path[-1]), known)}"
+    if error["type"] == "literal_error":
+        options = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        key = re.sub(r"\.literal\[.*$", "", key)
+        return f"{key}: {error['input']!r} is not possible{did_you_mean(str(error['input']), options)}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    key = re.sub(r"\.(literal|list)\[.*$", "", key)
+    return f"{key}: {error['msg'].removeprefix('Value error, ')} (found {error['input']!r})"
+
+
+def _validated(model: type[Model], values: Mapping[str, Any], prefix: str = "") -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_sentence(model, one, prefix) for one in error.errors()]
+        raise ConfigurationError("the configuration is not valid:\n  - " + "\n  - ".join(problems)) from None
+
+
+def parse_study(values: Mapping[str, Any]) -> Study:
+    """Return the study that a configuration describes; keys that it leaves out have their defaults.
+
+    Raises:
+        ConfigurationError: A key or value is unknown or does not fit; each is named, with the closest valid one.
+    """
+    study = _validated(Study, values)
+    for model in study.models:
+        study.training_of(model.name)
+    return study
+
+
+def read_study(path: str | Path) -> Study:
+    """Return the study described by a YAML file.
+
+    Raises:
+        ConfigurationError: The file is missing, is not YAML, or is not a valid study.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"the configuration {path} does not exist") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"{path} must hold keys and values")
+    return parse_study(values)
+
+
+# The generated files ------------------------------------------------------------------------------------------------
+
+
+def json_schema() -> str:
+    """Return the JSON schema of a study."""
+    return json.dumps(Study.model_json_schema(), indent=2) + "\n"
+
+
+def _plain(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+
+
+def _lines(model: BaseModel, indent: str, only_set: bool = False) -> Iterator[str]:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if only_set and name not in model.model_fields_set:
+            continue
+        if not only_set:
+            for line in textwrap.wrap(str(field.description), 116 - len(indent)):
+                yield f"{indent}# {line}"
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:"
+            yield from _lines(value, indent + "  ", only_set)
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            yield f"{indent}{name}:"
+            for position, entry in enumerate(value):
+                lines = list(_lines(entry, indent + "    ", only_set or position > 0))
+                start = next(index for index, line in enumerate(lines) if not line.lstrip().startswith("#"))
+                yield from lines[:start]
+                yield f"{indent}  - {lines[start].strip()}"
+                yield from lines[start + 1 :]
+        else:
+            yield f"{indent}{name}: {_plain(value)}"
+
+
+def default_yaml() -> str:
+    """Return the default configuration as YAML, every key with its meaning above it."""
+    head = "# The embedded default study. Generated from src/nnscan/configuration.py; `make config` rewrites it.\n"
+    return head + "\n".join(_lines(Study(), "")) + "\n"
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = _inner_class(field.annotation)
+        key = f"{prefix}{name}"
+        if inner is not None:
+            listed = typing.get_origin(field.annotation) is list
+            yield f"| **`{key}{'[]' if listed else ''}`** | | {inner.__doc__} |"
+            yield from _rows(inner, f"{key}{'[]' if listed else ''}.")
+            continue
+        if field.is_required():
+            default = "required"
+        else:
+            default = f"`{_plain(field.get_default(call_default_factory=True))}`"
+        properties = model.model_json_schema()["properties"][name]
+        options = [value for part in (properties, *properties.get("anyOf", [])) for value in part.get("enum", [])]
+        possible = f" One of: {', '.join(map(str, options))}." if options else ""
+        text = str(field.description).replace("|", "\\|")
+        yield f"| `{key}` | {default} | {text}.{possible} |"
+
+
+def key_table() -> str:
+    """Return the table of all keys, in Markdown, for config/README.md."""
+    return "| key | default | meaning |\n| --- | --- | --- |\n" + "\n".join(_rows(Study, "")) + "\n"
+
+
+KEYS_BEGIN, KEYS_END = "<!-- keys: generated -->\n", "<!-- end of keys -->\n"
+
+
+def with_key_table(text: str) -> str:
+    """Return config/README.md's text with its key table renewed."""
+    before, _, rest = text.partition(KEYS_BEGIN)
+    _, _, after = rest.partition(KEYS_END)
+    return f"{before}{KEYS_BEGIN}{key_table()}{KEYS_END}{after}"
+
+
+def _rewrite(folder: Path) -> None:
+    (folder / "config.yaml").write_text(default_yaml(), encoding="utf-8")
+    (folder / "schema.json").write_text(json_schema(), encoding="utf-8")
+    manual = folder / "README.md"
+    manual.write_text(with_key_table(manual.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _rewrite(Path("config"))

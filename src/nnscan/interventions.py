@@ -1,0 +1,367 @@
+"""Interventions: masking filters, pruning neurons and removing layers, and what they do to a model.
+
+*Masking* zeroes a filter's output map; *pruning* zeroes its parameters. Both act where the filter's value is formed,
+after its batch normalisation: a filter without weights would still pass on its normalisation's shift. Every
+intervention stands beside random ones of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nnscan.data import Dataset
+from nnscan.errors import LayerError, ModelError
+from nnscan.models import NeuronLayer, evaluation, find_layer, logits, parameter_count
+from nnscan.training import Protocol, evaluate, train
+
+Filters = Mapping[str, Sequence[int]]
+
+
+def _check_filters(model: nn.Module, layer: NeuronLayer, filters: Sequence[int]) -> None:
+    count = len(model.get_submodule(layer.weights).weight)  # type: ignore[arg-type]
+    wrong = [index for index in filters if not 0 <= index < count]
+    if wrong:
+        raise LayerError(f"the layer {layer.name!r} has the filters 0 to {count - 1}; asked for {wrong}")
+
+
+@contextmanager
+def masked(model: nn.Module, x: Tensor, filters: Filters) -> Iterator[None]:
+    """Zero the output maps of filters inside the block; hooks are removed afterwards.
+
+    The filter's value is zeroed after its batch normalisation and before its activation, which is the same as after the
+    activation where that maps 0 to 0. In a residual block this removes the filter's own contribution to the sum.
+
+    Args:
+        model: Any network.
+        x: An input (N, C, H, W) for a probe pass that finds what follows each layer.
+        filters: Filters to mask, by layer.
+
+    Raises:
+        LayerError: A layer or filter does not exist.
+        ModelError: A layer's activation does not map 0 to 0.
+    """
+
+    def zero(chosen: Sequence[int]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            output = output.clone()
+            output[:, list(chosen)] = 0
+            return output
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, chosen in filters.items():
+            layer = find_layer(model, x, name)
+            _check_filters(model, layer, chosen)
+            if layer.activation is not None:
+                activation = model.get_submodule(layer.activation)
+                with torch.no_grad():
+                    at_zero = activation(x.new_zeros(1, 1, 1, 1))
+                if bool((at_zero != 0).any()):
+                    raise ModelError(
+                        f"filters of {name!r} cannot be masked: its activation {type(activation).__name__} turns 0 into "
+                        f"{float(at_zero.flatten()[0]):.3g}"
+                    )
+            handle = model.get_submodule(layer.name).register_forward_hook(zero(chosen))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def pruned(model: nn.Module, x: Tensor, filters: Filters) -> Iterator[None]:
+    """Zero the parameters of filters inside the block, batch normalisation included; they come back afterwards.
+
+    Args:
+        model: Any network.
+        x: An input (N, C, H, W) for a probe pass.
+        filters: Filters to prune, by layer.
+
+    Raises:
+        LayerError: A layer or filter does not exist.
+    """
+    kept: list[tuple[Tensor, list[int], Tensor]] = []
+    try:
+        with torch.no_grad():
+            for name, chosen in filters.items():
+                layer = find_layer(model, x, name)
+                _check_filters(model, layer, chosen)
+                for owner in dict.fromkeys((layer.weights, layer.name)):
+                    for parameter in model.get_submodule(owner).parameters(recurse=False):
+                        kept.append((parameter, list(chosen), parameter[list(chosen)].clone()))
+                        parameter[list(chosen)] = 0
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, chosen, values in kept:
+                parameter[chosen] = values
+
+
+def masked_result(model: nn.Module, x: Tensor, y: Tensor, filters: Filters) -> tuple[float, float]:
+    """Return loss and accuracy with filters masked."""
+    with masked(model, x, filters):
+        return evaluate(model, x, y)
+
+
+def _random_filters(count: int, size: int, draws: int, seed: int) -> list[list[int]]:
+    """Return random choices of filters, the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    return [sorted(generator.choice(count, size, replace=False).tolist()) for _ in range(draws)]
+
+
+def diversity_masking(
+    model: nn.Module, x: Tensor, y: Tensor, diversity: pd.DataFrame, count: int = 20, draws: int = 10, seed: int = 0
+) -> pd.DataFrame:
+    """Mask the most and the least diverse filters of each layer, and random ones.
+
+    Args:
+        model: The model.
+        x: Held-out inputs (N, C, H, W).
+        y: Labels (N,).
+        diversity: The result of `quantity.diversity`; ties are broken by fewer noise neurons, then by filter number.
+        count: Filters at each end of the ranking; at most a quarter of the layer, at least one.
+        draws: Random choices.
+        seed: Seed of the random choices.
+
+    Returns:
+        layer, depth, group (top, bottom, random), draw, filters, loss, loss_change (percent of the unmasked loss),
+        accuracy (0 to 1).
+
+    Source: Dou Hui, doctoral slides, table 4-3.
+    """
+    base, _ = evaluate(model, x, y)
+    rows = []
+    for (depth, layer), frame in diversity.groupby(["depth", "layer"]):
+        ranking = frame.sort_values(["clusters", "noise", "filter"], ascending=[False, True, True])["filter"].tolist()
+        size = max(1, min(count, len(ranking) // 4))
+        groups = [("top", 0, ranking[:size]), ("bottom", 0, ranking[-size:])]
+        groups += [
+            ("random", draw, chosen) for draw, chosen in enumerate(_random_filters(len(ranking), size, draws, seed))
+        ]
+        for group, draw, chosen in groups:
+            loss, accuracy = masked_result(model, x, y, {layer: chosen})
+            rows.append((layer, depth, group, draw, size, loss, 100 * (loss - base) / base, accuracy))
+    return pd.DataFrame(rows, columns=["layer", "depth", "group", "draw", "filters", "loss", "loss_change", "accuracy"])
+
+
+def aipc(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    layer: str,
+    rankings: Mapping[str, NDArray[np.floating]],
+    steps: int = 10,
+    draws: int = 10,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the accuracy curves of masking a layer's filters step by step, from the highest score down.
+
+    Args:
+        model: The model.
+        x: Held-out inputs (N, C, H, W).
+        y: Labels (N,).
+        layer: The layer.
+        rankings: Score of each filter (K,) by the ranking's name; random orders are added as "random".
+        steps: Steps from no filter to all filters.
+        draws: Random orders.
+        seed: Seed of the random orders.
+
+    Returns:
+        layer, ranking, draw, fraction (masked share, 0 to 1), accuracy (0 to 1), change (percentage points).
+
+    Source: Dou Hui, doctoral slides, ch. 5 (accuracy-interpretable-property curve).
+    """
+    count = len(next(iter(rankings.values())))
+    orders = [(name, 0, np.argsort(-scores, kind="stable").tolist()) for name, scores in rankings.items()]
+    generator = np.random.default_rng(seed)
+    orders += [("random", draw, generator.permutation(count).tolist()) for draw in range(draws)]
+    sizes = np.round(np.linspace(0, count, steps + 1)).astype(int)
+    rows = []
+    base = evaluate(model, x, y)[1]
+    for name, draw, order in tqdm(orders, desc="AIPC", unit="curve"):
+        for size in dict.fromkeys(sizes.tolist()):
+            accuracy = masked_result(model, x, y, {layer: order[:size]})[1] if size else base
+            rows.append((layer, name, draw, size / count, accuracy, 100 * (accuracy - base)))
+    return pd.DataFrame(rows, columns=["layer", "ranking", "draw", "fraction", "accuracy", "change"])
+
+
+def curve_area(fraction: NDArray[np.floating], change: NDArray[np.floating]) -> float:
+    """Return the area between a curve of accuracy changes and zero, positive for losses, in percentage points."""
+    return float(-np.trapezoid(change, fraction))
+
+
+def anomaly_masking(
+    model: nn.Module, x: Tensor, y: Tensor, anomalies: pd.DataFrame, checkpoint: str, draws: int = 10, seed: int = 0
+) -> pd.DataFrame:
+    """Mask all anomaly filters together, and as many random filters of the same layers.
+
+    Args:
+        model: The model.
+        x: Validation inputs (N, C, H, W).
+        y: Labels (N,).
+        anomalies: The table of anomaly filters: layer, filter, is_anomaly.
+        checkpoint: Name of the checkpoint, for the table.
+        draws: Random choices.
+        seed: Seed of the random choices.
+
+    Returns:
+        checkpoint, group (anomaly, random), draw, filters, accuracy_change (percentage points); empty where no filter
+        is an anomaly.
+
+    Source: Dou Hui, doctoral slides, table 6-5.
+    """
+    found = anomalies[anomalies["is_anomaly"]]
+    chosen = {str(layer): group["filter"].tolist() for layer, group in found.groupby("layer")}
+    total = {str(layer): len(group) for layer, group in anomalies.groupby("layer")}
+    choices: list[tuple[str, int, dict[str, list[int]]]] = []
+    if chosen:
+        choices.append(("anomaly", 0, chosen))
+        by_layer = {
+            layer: _random_filters(total[layer], len(filters), draws, seed) for layer, filters in chosen.items()
+        }
+        choices += [
+            ("random", draw, {layer: drawn[draw] for layer, drawn in by_layer.items()}) for draw in range(draws)
+        ]
+    base = evaluate(model, x, y)[1]
+    rows = [
+        (checkpoint, group, draw, len(found), 100 * (masked_result(model, x, y, filters)[1] - base))
+        for group, draw, filters in choices
+    ]
+    return pd.DataFrame(rows, columns=["checkpoint", "group", "draw", "filters", "accuracy_change"])
+
+
+def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.float64]:
+    """Return the L2 norm of each sample's gradient of the cross-entropy with respect to all parameters, (N,)."""
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    buffers = {name: value.detach() for name, value in model.named_buffers()}
+
+    def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        scores = logits(torch.func.functional_call(model, {**values, **buffers}, (image[None],)))
+        return nn.functional.cross_entropy(scores, label[None])
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    chunk = max(1, min(64, 100_000_000 // parameter_count(model)))
+    norms = []
+    with evaluation(model):
+        for start in range(0, len(x), chunk):
+            gradients = per_sample(parameters, x[start : start + chunk], y[start : start + chunk])
+            squares = [gradient.double().flatten(1).square().sum(1) for gradient in gradients.values()]
+            norms.append(torch.stack(squares).sum(0).sqrt())
+    return torch.cat(norms).cpu().numpy()
+
+
+def outlier_gradients(model: nn.Module, x: Tensor, y: Tensor, outliers: Iterable[int], checkpoint: str) -> pd.DataFrame:
+    """Return the mean gradient norm of outlier samples and of the others.
+
+    Args:
+        model: The model.
+        x: The samples of the anomaly search (N, C, H, W).
+        y: Labels (N,).
+        outliers: Positions in x of the outlier samples of anomaly filters.
+        checkpoint: Name of the checkpoint, for the table.
+
+    Returns:
+        checkpoint, group (outlier, normal), gradient (mean L2 norm; NaN for an empty group), samples.
+
+    Source: Dou Hui, doctoral slides, table 6-3.
+    """
+    norms = sample_gradients(model, x, y)
+    is_outlier = np.zeros(len(x), dtype=bool)
+    is_outlier[sorted(set(outliers))] = True
+    rows = []
+    for group, members in (("outlier", is_outlier), ("normal", ~is_outlier)):
+        mean = float(norms[members].mean()) if members.any() else float("nan")
+        rows.append((checkpoint, group, mean, int(members.sum())))
+    return pd.DataFrame(rows, columns=["checkpoint", "group", "gradient", "samples"])
+
+
+def neuron_pruning(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    similarities: pd.DataFrame,
+    fraction: float = 0.4,
+    draws: int = 10,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Prune the most and the least similar neurons of each layer alone, without fine-tuning, and random ones.
+
+    Args:
+        model: The model.
+        x: Test inputs (N, C, H, W).
+        y: Labels (N,).
+        similarities: layer, depth, filter and similarity, the filter's mean over classes.
+        fraction: Share of the layer's neurons to prune.
+        draws: Random choices.
+        seed: Seed of the random choices.
+
+    Returns:
+        layer, depth, neurons (of the layer), group (most, least, random), draw, fraction, accuracy (0 to 1).
+
+    Source: Wang Xinyuan, bachelor's thesis, ch. 5.2, table 5-1.
+    """
+    rows = []
+    for (depth, layer), frame in similarities.groupby(["depth", "layer"]):
+        order = frame.sort_values(["similarity", "filter"], ascending=[False, True])["filter"].tolist()
+        size = max(1, round(fraction * len(order)))
+        groups = [("most", 0, order[:size]), ("least", 0, order[-size:])]
+        groups += [
+            ("random", draw, chosen) for draw, chosen in enumerate(_random_filters(len(order), size, draws, seed))
+        ]
+        for group, draw, chosen in groups:
+            with pruned(model, x, {layer: chosen}):
+                accuracy = evaluate(model, x, y)[1]
+            rows.append((layer, depth, len(order), group, draw, size / len(order), accuracy))
+    return pd.DataFrame(rows, columns=["layer", "depth", "neurons", "group", "draw", "fraction", "accuracy"])
+
+
+def layer_removal(
+    build: Callable[[int], nn.Module],
+    layers: int,
+    curve: Sequence[float],
+    dataset: Dataset,
+    protocol: Protocol,
+    folder: str | Path,
+    seed: int,
+    origin: Mapping[str, str],
+) -> pd.DataFrame:
+    """Retrain the model cut after the layer where the similarity curve peaks, one layer later, and whole.
+
+    Args:
+        build: Returns the model with its first n convolutions.
+        layers: Convolutions of the whole model.
+        curve: Mean similarity of each convolution, in order of depth.
+        dataset: Data.
+        protocol: Training of the original model; the overfitting phase is left out.
+        folder: A working folder for the trainings' checkpoints.
+        seed: The seed.
+        origin: Provenance.
+
+    Returns:
+        convolutions, chosen (whether the curve peaks there), parameters, accuracy and loss on the test split after the
+        last epoch.
+
+    Source: Wang Xinyuan, bachelor's thesis, ch. 5.1.
+    """
+    peak = int(np.argmax(curve)) + 1
+    regular = Protocol(**{**vars(protocol), "overfitting_epochs": 0})
+    rows = []
+    for convolutions in sorted({peak, min(peak + 1, layers), layers}):
+        results = train(
+            lambda kept=convolutions: build(kept),  # type: ignore[misc]
+            dataset, regular, Path(folder) / f"convolutions{convolutions}", seed,
+            {**origin, "model": f"{origin.get('model')}/{convolutions}"},
+        )  # fmt: skip
+        last = results[(results["checkpoint"] == "third3") & (results["split"] == "test")].iloc[0]
+        count = parameter_count(build(convolutions))
+        rows.append((convolutions, convolutions == peak, count, float(last["accuracy"]), float(last["loss"])))
+    return pd.DataFrame(rows, columns=["convolutions", "chosen", "parameters", "accuracy", "loss"])

@@ -1,0 +1,65 @@
+"""The frame around every rule's script: its log, its threads, and what a user sees when it fails."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nnscan.errors import NnscanError
+
+log = logging.getLogger("nnscan")
+
+
+@contextmanager
+def job(snakemake: Any) -> Iterator[None]:
+    """Run a rule's script: messages and a traceback go to the rule's log, and the reason of a failure to the terminal.
+
+    Args:
+        snakemake: The object that Snakemake gives to a script; uses log, rule, wildcards and threads.
+
+    Raises:
+        SystemExit: The block raised; the exit status is 1.
+    """
+    path = Path(snakemake.log[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    place = " ".join(f"{name}={value}" for name, value in snakemake.wildcards.items())
+    started = time.perf_counter()
+    log.info("%s %s, %d thread(s)", snakemake.rule, place, snakemake.threads)
+    _limit_threads(snakemake.threads)
+    try:
+        yield
+    except NnscanError as error:
+        log.error("%s\n%s", error, traceback.format_exc())
+        _stop(f"{snakemake.rule} {place}: {error}", path)
+    except MemoryError:
+        log.error("out of memory\n%s", traceback.format_exc())
+        _stop(f"{snakemake.rule} {place}: out of memory; use fewer samples, larger blocks, or more memory", path)
+    except Exception as error:
+        # the boundary of a job: whatever it was must reach the log before the process ends
+        log.exception("unexpected error")
+        _stop(f"{snakemake.rule} {place}: {type(error).__name__}: {error}", path)
+    log.info("done in %.1f s", time.perf_counter() - started)
+    logging.shutdown()
+
+
+def _limit_threads(threads: int) -> None:
+    """Give torch, where the script uses it, the rule's threads: other counts sum in another order."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+def _stop(message: str, path: Path) -> None:
+    logging.shutdown()
+    print(f"\nnnscan: {message}\nnnscan: the traceback is in {path}", file=sys.stderr)
+    raise SystemExit(1)

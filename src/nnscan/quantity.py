@@ -1,0 +1,230 @@
+"""FQ, the feature quantity: how much of the input's foreground a neuron has learned.
+
+Dou Hui, doctoral slides, ch. 4. With the input I, the learning image I_x of neuron x, the support M_x of that image and
+the foreground M^f and background M^b of the input:
+
+    I^fe = I M^f M_x      I^e = I_x M^f      I^n = I_x M^b
+    l = 2 mu_fe mu_e / (mu_fe^2 + mu_e^2 + C1)       c = 2 sd_fe sd_e / (sd_fe^2 + sd_e^2 + C2)
+    s = cov(fe, e) / (sd_fe sd_e + C3)
+    F(I, x) = K(N_n / N) (N_e / N_f) (l c s),    FQ(x) = max over the inputs
+
+The slides print l and c without the constant in the numerator, unlike SSIM; we follow the slides. Both images are
+scaled to [0, 1] by minimum and maximum of their absolute values beforehand; statistics are taken over the whole image,
+zeros included (docs/methods.md gives the reasons).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from sklearn.cluster import DBSCAN
+
+from nnscan.errors import NnscanError
+from nnscan.moments import Moments, read_layers
+
+C1 = 0.01**2
+C2 = 0.03**2
+C3 = C2 / 2
+
+PARTS = ("l", "c", "s", "vf", "nf")
+Noise = Literal["linear", "exponential"]
+Array = NDArray[np.float64]
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """Divide, with 0 where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+
+
+def luminance(mean_input: Array, mean_image: Array) -> Array:
+    """Return the luminance comparison l in [0, 1]."""
+    return 2 * mean_input * mean_image / (mean_input**2 + mean_image**2 + C1)
+
+
+def contrast(deviation_input: Array, deviation_image: Array) -> Array:
+    """Return the contrast comparison c in [0, 1]."""
+    return 2 * deviation_input * deviation_image / (deviation_input**2 + deviation_image**2 + C2)
+
+
+def structure(covariance: Array, deviation_input: Array, deviation_image: Array) -> Array:
+    """Return the structure comparison s in (-1, 1)."""
+    return covariance / (deviation_input * deviation_image + C3)
+
+
+def noise_factor(noise_share: Array, noise: Noise = "linear") -> Array:
+    """Return K of the share of noise pixels N_n / N: 1 without noise, falling with it.
+
+    The slides write K without defining it. "linear" is 1 - r, "exponential" is exp(-r).
+    """
+    if noise == "linear":
+        return 1 - noise_share
+    if noise == "exponential":
+        return np.exp(-noise_share)
+    raise NnscanError(f"unknown noise factor {noise!r}; possible: linear, exponential")
+
+
+def quantity_parts(moments: Moments, layer: str, noise: Noise = "linear") -> dict[str, Array]:
+    """Return l, c, s, vf, nf and fq of every neuron and sample of a layer, each (N, K, h, w).
+
+    Without foreground masks l, c and s compare with the whole input, and vf, nf and fq, which need a foreground, are
+    NaN. A neuron without an image (its value is <= 0) has all parts 0 except nf, which is 1.
+    """
+    raw = {name: values.astype(np.float64) for name, values in moments.layers[layer].items()}
+    pixels = moments.pixels
+    foreground = moments.foreground_pixels.astype(np.float64).reshape(-1, 1, 1, 1)
+    low, spread = raw["minimum"], raw["maximum"] - raw["minimum"]
+
+    def scaled_total(total: Array, number: Array) -> Array:
+        return _ratio(total - low * number, spread)
+
+    mean_input = raw["input_total_foreground"] / pixels
+    mean_image = scaled_total(raw["total_foreground"], foreground) / pixels
+    square_image = _ratio(raw["square_foreground"] - 2 * low * raw["total_foreground"] + low**2 * foreground, spread**2)
+    product = scaled_total(raw["cross_foreground"], raw["input_total_foreground"])
+    deviation_input = np.sqrt(np.maximum(raw["input_square_foreground"] / pixels - mean_input**2, 0))
+    deviation_image = np.sqrt(np.maximum(square_image / pixels - mean_image**2, 0))
+    parts = {
+        "l": luminance(mean_input, mean_image),
+        "c": contrast(deviation_input, deviation_image),
+        "s": structure(product / pixels - mean_input * mean_image, deviation_input, deviation_image),
+    }
+    if moments.masked:
+        parts["vf"] = _ratio(raw["count_foreground"], np.broadcast_to(foreground, low.shape).copy())
+        parts["nf"] = noise_factor(raw["count_background"] / pixels, noise)
+        similarity = parts["l"] * parts["c"] * parts["s"]
+        # a negative covariance would make a quantity negative; it counts as nothing learned
+        parts["fq"] = np.maximum(parts["nf"] * parts["vf"] * similarity, 0)
+    else:
+        parts.update({name: np.full_like(low, np.nan) for name in ("vf", "nf", "fq")})
+    return parts
+
+
+def feature_quantity(moments: Moments, noise: Noise = "linear") -> pd.DataFrame:
+    """Return the feature quantity of every neuron for every sample; FQ of a neuron is its maximum over samples.
+
+    Args:
+        moments: The result of a scan.
+        noise: The noise factor K: "linear" (1 - r) or "exponential" (exp(-r)).
+
+    Returns:
+        One row per layer, neuron and sample with the columns layer, filter, row, column, sample, activation, l, c, s
+        (similarity of image and foreground, each <= 1), vf = N_e / N_f and nf = K(N_n / N) in [0, 1], and
+        fq = nf vf l c s in [0, 1], negative values counted as 0. Without foreground masks vf, nf and fq are NaN.
+
+    Source: Dou Hui, doctoral slides, ch. 4 (feature quantity of a neuron).
+    """
+    frames = []
+    for layer in moments.layers:
+        part = moments.select(layer)
+        frame = part.to_dataframe()[["layer", "filter", "row", "column", "sample", "activation"]]
+        for name, values in quantity_parts(part, layer, noise).items():
+            frame[name] = values.ravel()
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def neuron_quantity(layers: Iterable[tuple[str, Moments]], noise: Noise = "linear") -> pd.DataFrame:
+    """Return FQ of every neuron: the parts at the sample with the largest fq, layer by layer.
+
+    Where there are no foreground masks, the sample is the one with the largest l c s.
+
+    Args:
+        layers: Layer names and their moments, in depth order (`moments.read_layers`).
+        noise: The noise factor.
+
+    Returns:
+        One row per neuron: layer, depth, filter, row, column, l, c, s, vf, nf, fq, sample, activation (at that
+        sample), fq_mean (over samples), active (share of samples with value > 0), negative (share of samples whose
+        covariance is negative), correlation (Pearson's r of activation and fq over samples, NaN where constant).
+    """
+    frames = []
+    for depth, (layer, moments) in enumerate(layers):
+        parts = quantity_parts(moments, layer, noise)
+        activation = moments.layers[layer]["activation"].astype(np.float64)
+        score = parts["fq"] if moments.masked else parts["l"] * parts["c"] * parts["s"]
+        best = score.argmax(0)[None]
+        _, filters, row, column = (index.ravel() for index in np.indices(best.shape))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "depth": depth,
+                    "filter": filters,
+                    "row": row,
+                    "column": column,
+                    **{name: np.take_along_axis(values, best, 0).ravel() for name, values in parts.items()},
+                    "sample": moments.samples[best.ravel()],
+                    "activation": np.take_along_axis(activation, best, 0).ravel(),
+                    "fq_mean": parts["fq"].mean(0).ravel(),
+                    "active": (activation > 0).mean(0).ravel(),
+                    "negative": (parts["s"] < 0).mean(0).ravel(),
+                    "correlation": _correlation(np.maximum(activation, 0), parts["fq"]).ravel(),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _correlation(a: Array, b: Array) -> Array:
+    """Return Pearson's r along the first axis; NaN where one side is constant."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    return np.divide((a * b).sum(0), scale, out=np.full_like(scale, np.nan), where=scale > 0)
+
+
+def scan_quantity(paths: Sequence[str | Path], noise: Noise = "linear") -> pd.DataFrame:
+    """Return `neuron_quantity` of the shards of a scan on disk."""
+    return neuron_quantity(read_layers(paths, filter_images=False), noise)
+
+
+def knee(values: Array) -> float:
+    """Return the value at the knee of an increasing curve: the point furthest below the line between its ends."""
+    values = np.sort(values)
+    if len(values) < 3 or values[-1] == values[0]:
+        return float(values[-1])
+    position = np.linspace(0, 1, len(values))
+    height = (values - values[0]) / (values[-1] - values[0])
+    return float(values[np.argmax(position - height)])
+
+
+def diversity(quantities: pd.DataFrame, neighbours: int = 5) -> pd.DataFrame:
+    """Return how many kinds of neurons each filter has: the clusters that DBSCAN finds among its neurons.
+
+    A neuron is described by (l, c, s, vf, nf). The radius eps is the knee of the sorted distances to the fifth
+    neighbour, one for the whole layer.
+
+    Args:
+        quantities: The result of `neuron_quantity`.
+        neighbours: min_samples of DBSCAN.
+
+    Returns:
+        One row per filter: layer, depth, filter, neurons, clusters (noise excluded), noise (neurons), eps. Filters
+        of a scan without foreground masks are described by (l, c, s) alone.
+
+    Source: Dou Hui, doctoral slides, ch. 4, analysis 3; features and parameters are our reading (docs/methods.md).
+    """
+    rows = []
+    for (depth, layer), frame in quantities.groupby(["depth", "layer"], sort=True):
+        described = [part for part in PARTS if frame[part].notna().all()]
+        groups = [(number, group[described].to_numpy(np.float64)) for number, group in frame.groupby("filter")]
+        distances = [
+            cKDTree(points).query(points, k=neighbours + 1)[0][:, -1]
+            for _, points in groups
+            if len(points) > neighbours
+        ]
+        eps = knee(np.concatenate(distances)) if distances else 0.0
+        for number, points in groups:
+            clusters, noise = 0, len(points)
+            if eps > 0:
+                labels = DBSCAN(eps=eps, min_samples=neighbours).fit_predict(points)
+                clusters, noise = int(labels.max() + 1), int((labels == -1).sum())
+            elif len(points) > neighbours:  # all neurons of the layer coincide with their neighbours
+                clusters, noise = len(np.unique(points, axis=0)), 0
+            rows.append((layer, depth, number, len(points), clusters, noise, eps))
+    return pd.DataFrame(rows, columns=["layer", "depth", "filter", "neurons", "clusters", "noise", "eps"])

@@ -1,0 +1,322 @@
+"""Training: checkpoints along the way, the well-trained one and the overfitted one.
+
+The regular training keeps its state after each third and at the lowest validation loss (well-trained, WT). A second,
+long training from the same start and in the same data order, without weight decay and augmentation, ends in the
+overfitted checkpoint (OF; Dou Hui, doctoral slides, ch. 6, whose protocol is not stated).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nnscan.artifacts import atomic_path, digest
+from nnscan.data import Dataset
+from nnscan.errors import TrainingError
+from nnscan.models import ZOO, build_model, evaluation, load_weights, logits, read_state, save_weights
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+HISTORY = ["phase", "epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+THIRDS = ("third1", "third2", "third3")
+Phase = Literal["regular", "overfitting"]
+
+
+def model_builder(source: str, options: Mapping[str, Any], dataset: Dataset) -> Callable[[], nn.Module]:
+    """Return what builds a study's model: the zoo's models get channels, size and classes from the data."""
+    images = dataset.splits["train"].images
+    fitted = {"in_channels": images.shape[1], "size": images.shape[-1], "classes": len(dataset.classes)}
+    return lambda: build_model(source, {**(fitted if source in ZOO else {}), **options})
+
+
+def restore(source: str, options: Mapping[str, Any], dataset: Dataset, weights: str | Path) -> nn.Module:
+    """Return a run's model with the weights of one of its checkpoints, in evaluation mode."""
+    model = model_builder(source, options, dataset)()
+    load_weights(model, read_state(weights), weights)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a model is trained.
+
+    Attributes:
+        optimizer: "adam" or "sgd".
+        learning_rate: Learning rate.
+        momentum: Momentum of sgd.
+        weight_decay: Weight decay of the regular training.
+        epochs: Epochs of the regular training.
+        batch_size: Images in a batch.
+        augmentation: "none", "shift", "flip" or "shift_flip", in the regular training.
+        overfitting_epochs: Epochs of the overfitting training; 0 for none.
+    """
+
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    epochs: int = 30
+    batch_size: int = 128
+    augmentation: str = "none"
+    overfitting_epochs: int = 100
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Use deterministic algorithms inside the block."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 512) -> tuple[float, float]:
+    """Return the mean cross-entropy and the accuracy (0 to 1) of a model, in evaluation mode.
+
+    Args:
+        model: The model; its modes are restored.
+        x: Inputs (N, C, H, W).
+        y: Labels (N,).
+        batch_size: Images in one forward pass.
+    """
+    loss, correct = 0.0, 0
+    with torch.no_grad(), evaluation(model):
+        for start in range(0, len(x), batch_size):
+            scores = logits(model(x[start : start + batch_size]))
+            labels = y[start : start + batch_size]
+            loss += float(nn.functional.cross_entropy(scores, labels, reduction="sum"))
+            correct += int((scores.argmax(1) == labels).sum())
+    return loss / len(x), correct / len(x)
+
+
+def split_tensors(dataset: Dataset, split: str) -> tuple[Tensor, Tensor]:
+    """Return a split's inputs (N, C, H, W) and labels (N,) as tensors."""
+    return torch.from_numpy(dataset.inputs(split)), torch.from_numpy(dataset.splits[split].labels)
+
+
+def augment(x: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
+    """Return a batch with each image shifted by up to an eighth of its side and flipped at random, as named."""
+    if "shift" in augmentation:
+        reach = x.shape[-1] // 8
+        padded = nn.functional.pad(x, (reach, reach, reach, reach))
+        offsets = torch.randint(0, 2 * reach + 1, (len(x), 2), generator=generator)
+        x = torch.stack(
+            [
+                image[:, row : row + x.shape[-2], column : column + x.shape[-1]]
+                for image, (row, column) in zip(padded, offsets.tolist(), strict=True)
+            ]
+        )
+    if "flip" in augmentation:
+        flipped = torch.rand(len(x), generator=generator) < 0.5
+        x = torch.where(flipped[:, None, None, None], x.flip(-1), x)
+    return x
+
+
+class _Trainer:
+    """One training: model, optimiser and data order, advanced epoch by epoch, and its state for resuming."""
+
+    def __init__(self, model: nn.Module, protocol: Protocol, phase: Phase, seed: int) -> None:
+        self.model, self.protocol, self.phase = model, protocol, phase
+        decay = protocol.weight_decay if phase == "regular" else 0.0
+        self.augmentation = protocol.augmentation if phase == "regular" else "none"
+        self.epochs = protocol.epochs if phase == "regular" else protocol.overfitting_epochs
+        if protocol.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                model.parameters(), protocol.learning_rate, protocol.momentum, weight_decay=decay
+            )
+        else:
+            self.optimizer = torch.optim.Adam(model.parameters(), protocol.learning_rate, weight_decay=decay)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}
+
+    def epoch(self, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> None:
+        """Train one epoch and append its record to the history."""
+        number = len(self.history) + 1
+        x, y = train
+        total, correct = 0.0, 0
+        self.model.train()
+        order = torch.randperm(len(x), generator=self.generator)
+        for batch in order.split(self.protocol.batch_size):
+            if len(batch) == 1 and len(x) > 1:  # batch normalisation has no variance of one image
+                continue
+            scores = logits(self.model(augment(x[batch], self.augmentation, self.generator)))
+            loss = nn.functional.cross_entropy(scores, y[batch])
+            if not bool(torch.isfinite(loss)):
+                raise TrainingError(
+                    f"training diverged: loss {float(loss)} in epoch {number} of the {self.phase} training at learning "
+                    f"rate {self.protocol.learning_rate}; lower training.learning_rate or change the optimiser"
+                )
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            total += float(loss) * len(batch)
+            correct += int((scores.argmax(1) == y[batch]).sum())
+        validation_loss, validation_accuracy = evaluate(self.model, *validation)
+        if validation_loss < min((record["validation_loss"] for record in self.history), default=float("inf")):
+            self.best = copy.deepcopy(self.model.state_dict())
+        self.history.append(
+            {
+                "phase": self.phase,
+                "epoch": number,
+                "train_loss": total / len(x),
+                "train_accuracy": correct / len(x),
+                "validation_loss": validation_loss,
+                "validation_accuracy": validation_accuracy,
+            }
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.history, self.best = list(state["history"]), dict(state["best"])
+
+
+def _save_state(path: Path, key: str, trainer: _Trainer) -> None:
+    with atomic_path(path) as temporary:
+        torch.save({"key": key, **trainer.state()}, temporary)
+
+
+def _load_state(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the state that an interrupted run of the very same training left, if there is one."""
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, ValueError) as error:
+        log.warning("%s is damaged (%s); training starts again", path, error)
+        return None
+    if state["key"] != key:
+        log.warning("%s belongs to another training; training starts again", path)
+        return None
+    return state
+
+
+def train(
+    build: Callable[[], nn.Module],
+    dataset: Dataset,
+    protocol: Protocol,
+    folder: str | Path,
+    seed: int,
+    origin: Mapping[str, str],
+    phase: Phase = "regular",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train a model from one seed and write its checkpoints, history and results.
+
+    The regular phase writes to `folder` third1, third2, third3 and well_trained as safetensors, history.csv with one
+    row per epoch, and results.csv with loss and accuracy of each checkpoint on each split. The overfitting phase,
+    which starts from the same weights and sees the same order of images, writes overfitted, overfitted_history.csv and
+    overfitted_results.csv. A state file is kept after each epoch; a call that finds one of the same training goes on
+    there.
+
+    Args:
+        build: Returns the model, freshly initialised from torch's global generator.
+        dataset: Data with the splits train, validation and test.
+        protocol: Optimiser, epochs and so on.
+        folder: Where to write.
+        seed: Seed of initialisation and data order; equal seeds give equal bits on one number of threads.
+        origin: Provenance; its entries "model" and "code" tell one training from another when resuming.
+        phase: "regular" or "overfitting".
+        progress: Show a progress bar.
+
+    Returns:
+        The table of results: checkpoint, split, loss, accuracy.
+
+    Raises:
+        TrainingError: The loss is not finite.
+    """
+    folder = Path(folder)
+    state_path = folder / f"state_{phase}.pt"
+    key = digest(asdict(protocol), dataset.digest, seed, phase, origin.get("model"), origin.get("code"))
+    tensors = {split: split_tensors(dataset, split) for split in SPLITS}
+    thirds = {round(protocol.epochs * part / 3): name for part, name in enumerate(THIRDS, start=1)}
+    with deterministic():
+        torch.manual_seed(seed)
+        model = build()
+        trainer = _Trainer(model, protocol, phase, seed)
+        state = _load_state(state_path, key)
+        if state is not None:
+            trainer.resume(state)
+            log.info("the %s training goes on after epoch %d", phase, len(trainer.history))
+        with tqdm(total=trainer.epochs, initial=len(trainer.history), desc=phase, disable=not progress) as bar:
+            while len(trainer.history) < trainer.epochs:
+                trainer.epoch(tensors["train"], tensors["validation"])
+                record = trainer.history[-1]
+                log.info("%s", record)
+                bar.update()
+                if phase == "regular" and record["epoch"] in thirds:
+                    save_weights(folder / f"{thirds[record['epoch']]}.safetensors", model, origin)
+                _save_state(state_path, key, trainer)
+        if phase == "regular":
+            model.load_state_dict(trainer.best)
+        final = "well_trained" if phase == "regular" else "overfitted"
+        save_weights(folder / f"{final}.safetensors", model, origin)
+        results = []
+        for name in [*THIRDS, final] if phase == "regular" else [final]:
+            path = folder / f"{name}.safetensors"
+            load_weights(model, read_state(path), path)
+            results.append(checkpoint_results(model, name, tensors))
+    table = pd.concat(results, ignore_index=True)
+    prefix = "" if phase == "regular" else "overfitted_"
+    write_csv(folder / f"{prefix}history.csv", pd.DataFrame(trainer.history, columns=HISTORY))
+    write_csv(folder / f"{prefix}results.csv", table)
+    state_path.unlink(missing_ok=True)
+    return table
+
+
+def checkpoint_results(model: nn.Module, name: str, tensors: Mapping[str, tuple[Tensor, Tensor]]) -> pd.DataFrame:
+    """Return loss and accuracy of a checkpoint on each split: checkpoint, split, loss, accuracy."""
+    rows = [(name, split, *evaluate(model, *tensors[split])) for split in tensors]
+    return pd.DataFrame(rows, columns=["checkpoint", "split", "loss", "accuracy"])
+
+
+def adopt(model: nn.Module, dataset: Dataset, folder: str | Path, origin: Mapping[str, str]) -> pd.DataFrame:
+    """Take a user's trained model into a run: write it as the well-trained checkpoint, with its results.
+
+    Raises:
+        TrainingError: The model does not return one score per class.
+    """
+    folder = Path(folder)
+    tensors = {split: split_tensors(dataset, split) for split in SPLITS}
+    with torch.no_grad(), evaluation(model):
+        scores = logits(model(tensors["train"][0][:1]))
+    if scores.shape != (1, len(dataset.classes)):
+        raise TrainingError(
+            f"the model returns {tuple(scores.shape[1:])} scores for an image, but the data has {len(dataset.classes)} "
+            f"classes ({', '.join(dataset.classes[:5])}{', ...' if len(dataset.classes) > 5 else ''})"
+        )
+    save_weights(folder / "well_trained.safetensors", model, origin)
+    table = checkpoint_results(model, "well_trained", tensors)
+    write_csv(folder / "results.csv", table)
+    write_csv(folder / "history.csv", pd.DataFrame(columns=HISTORY))
+    return table
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as CSV, atomically, with nine significant digits."""
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.9g")
