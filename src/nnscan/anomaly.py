@@ -8,7 +8,7 @@ the three signs, not their thresholds: those are arguments here, and `outlier_sw
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from nnscan.components import filter_components
+from nnscan.components import LayerComponents, filter_components
 from nnscan.errors import DataError
 
 Rule = Literal["ch", "bic"]
@@ -344,3 +344,41 @@ def _judge(
         "converged": clusters.converged,
         "outliers": outliers.tolist(),
     }
+
+
+def network_anomalies(
+    samples: NDArray[np.int64],
+    components: Mapping[str, LayerComponents],
+    seed: int = 0,
+    k_rule: Rule = "ch",
+    outlier_share: float = 0.01,
+    ch_factor: float = 2.0,
+    activation_sd: float = 3.0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Find the anomaly filters of all layers.
+
+    Args:
+        samples: Identifiers of the samples (N,).
+        components: Points and activations by layer, in order of depth (`components.read_components`).
+        seed: Seed of the mixtures.
+        k_rule: How the number of clusters is chosen; see `mixture`.
+        outlier_share: See `anomaly_signs`.
+        ch_factor: See `anomaly_signs`.
+        activation_sd: See `anomaly_signs`.
+
+    Returns:
+        The table of `anomaly_signs` with layer and depth in front and without the lists of outliers; and the outlier
+        samples of the anomaly filters: layer, filter, sample (identifier).
+    """
+    tables, outliers = [], []
+    for depth, (layer, found) in enumerate(components.items()):
+        table = anomaly_points(found.points, found.activation, seed, k_rule, outlier_share, ch_factor, activation_sd)
+        table.insert(0, "layer", layer)
+        table.insert(1, "depth", depth)
+        for row in table[table["is_anomaly"]].to_dict("records"):
+            outliers += [(layer, row["filter"], int(samples[position])) for position in row["outliers"]]
+        tables.append(table.drop(columns="outliers"))
+    return (
+        pd.concat(tables, ignore_index=True),
+        pd.DataFrame(outliers, columns=["layer", "filter", "sample"]).astype({"filter": int, "sample": int}),
+    )

@@ -173,11 +173,12 @@ def read_frame(path: str | Path) -> pd.DataFrame:
         ArtifactError: The file is missing or damaged.
     """
     try:
-        return pq.read_table(path).to_pandas()
+        frame: pd.DataFrame = pq.read_table(path).to_pandas()
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; run the stage that makes it") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); delete it and run the stage that makes it") from error
+    return frame
 
 
 @contextmanager

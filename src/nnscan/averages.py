@@ -199,6 +199,36 @@ def ascended_averages(model: nn.Module, averages: Images, steps: int, rate: floa
     return current.detach()
 
 
+def average_kinds(
+    model: nn.Module,
+    images: Images,
+    labels: Labels,
+    class_count: int,
+    rescale: bool = True,
+    extremes: int = 50,
+    steps: int = 100,
+    rate: float = 0.05,
+) -> dict[str, Tensor]:
+    """Return all kinds of class averages (n_classes, C, H, W): simple, most, least and ascended.
+
+    Args:
+        model: A classifier; it is left unchanged.
+        images: Images (N, C, H, W), as fed to the network.
+        labels: Their classes (N,).
+        class_count: Number of classes.
+        rescale: See `class_averages`.
+        extremes: K of `confidence_averages`.
+        steps: See `ascended_averages`.
+        rate: See `ascended_averages`.
+
+    Raises:
+        DataError: A class has no image.
+    """
+    simple = class_averages(images, labels, class_count, rescale)
+    most, least = confidence_averages(model, images, labels, class_count, extremes)
+    return {"simple": simple, "most": most, "least": least, "ascended": ascended_averages(model, simple, steps, rate)}
+
+
 def write_averages(
     path: str | Path,
     averages: Mapping[str, Tensor],
@@ -228,12 +258,13 @@ def write_averages(
             )
     with create_hdf5(path, "averages", origin) as file:
         file["classes"] = list(classes)
-        for kind, images in averages.items():
-            for group, values, rest in (
-                ("averages", images, ("channel", "row", "column")),
-                ("confidences", matrices[kind], ("confidence",)),
-            ):
-                data = file.create_dataset(f"{group}/{kind}", data=values.detach().cpu().numpy())
+        for group, arrays, rest in (
+            ("averages", averages, ("channel", "row", "column")),
+            ("confidences", matrices, ("confidence",)),
+        ):
+            place = file.create_group(group, track_order=True)
+            for kind in averages:
+                data = place.create_dataset(kind, data=arrays[kind].detach().cpu().numpy())
                 for axis, name in enumerate(("class", *rest)):
                     data.dims[axis].label = name
 
@@ -246,3 +277,13 @@ def read_averages(path: str | Path) -> dict[str, Tensor]:
     """
     with open_hdf5(path, "averages") as file:
         return {kind: torch.from_numpy(data[()]) for kind, data in file["averages"].items()}
+
+
+def read_confidences(path: str | Path) -> dict[str, NDArray[np.float64]]:
+    """Return the confidence matrices (n_classes, n_classes) of a file of `write_averages`, by kind.
+
+    Raises:
+        ArtifactError: The file is missing, damaged or of another kind.
+    """
+    with open_hdf5(path, "averages") as file:
+        return {kind: data[()] for kind, data in file["confidences"].items()}

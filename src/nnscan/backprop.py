@@ -63,6 +63,7 @@ _REFUSED = {
 """Activations other than ReLU, and selections that may be a ReLU in other words, by the name of their graph node."""
 
 _PASSED = (nn.ReLU, nn.Softmax, nn.LogSoftmax, nn.MultiheadAttention)
+"""Modules that torch files under activations, but that are not in the way."""
 
 
 class _GuidedReLU(torch.autograd.Function):
@@ -278,5 +279,5 @@ def guided_scores(model: nn.Module, x: Tensor, units: Sequence[int]) -> Tensor:
             f"{max(units)} of each input were asked for"
         )
     with torch.enable_grad():
-        total = scores[torch.arange(len(x)), list(units)].sum()
-    return _batched_gradients(total[None], source, [0])[:, 0]
+        totals = scores[torch.arange(len(x)), list(units)].sum(0, keepdim=True)
+    return _batched_gradients(totals, source, [0])[:, 0]

@@ -5,13 +5,18 @@ The points are what anomaly filters are looked for in (Dou Hui, doctoral slides,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from tqdm import tqdm
 
+from nnscan.artifacts import create_hdf5, open_hdf5
 from nnscan.errors import DataError
 
 if TYPE_CHECKING:
@@ -67,7 +72,8 @@ def principal_components(images: ArrayLike, count: int = 2) -> tuple[NDArray[np.
     by_samples = samples <= width
     scatter = centred @ centred.T if by_samples else centred.T @ centred
     size = len(scatter)
-    eigenvalues, vectors = eigh(scatter, subset_by_index=[size - kept, size - 1])
+    with _thread_pools().limit(limits=1, user_api="blas"):  # several threads only wait for each other here
+        eigenvalues, vectors = eigh(scatter, subset_by_index=[size - kept, size - 1])
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
     # Beyond the rank the eigenvalues are rounding of the largest one.
     eigenvalues = np.where(eigenvalues > size * np.finfo(np.float64).eps * eigenvalues[0], eigenvalues, 0.0)
@@ -143,6 +149,11 @@ def filter_image_components(
     return FilterComponents(np.stack(points), np.stack(ratio), np.array(dead))
 
 
+@cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
 def _flat(images: NDArray[Any]) -> NDArray[np.float64]:
     """Return one filter's images (N, ...) as float64 rows; (N, C, H, W) is summed over the channels."""
     if images.ndim == 4:
@@ -187,3 +198,85 @@ def _images_by_filter(
             found = images(batch, filters).detach().cpu().numpy()
             buffer[:, start : start + len(batch)] = found.swapaxes(0, 1)
         yield from buffer
+
+
+class LayerComponents(NamedTuple):
+    """What the anomaly search needs of one layer.
+
+    Attributes:
+        points: Samples of each filter on its components (K, N, 2).
+        ratio: Each component's share of the variance (K, 2).
+        dead: Filters whose images are zero for every sample (K,).
+        activation: Mean of the feature map of each sample and filter (N, K).
+    """
+
+    points: NDArray[np.float64]
+    ratio: NDArray[np.float64]
+    dead: NDArray[np.bool_]
+    activation: NDArray[np.float64]
+
+
+_DIMENSIONS = {"points": "filter sample component", "ratio": "filter component", "dead": "filter",
+               "activation": "sample filter"}  # fmt: skip
+
+
+def write_components(
+    path: str | Path,
+    model: nn.Module,
+    x: Tensor,
+    layers: Sequence[str],
+    samples: NDArray[np.int64],
+    source: Source,
+    origin: Mapping[str, str],
+) -> None:
+    """Project the filter images of several layers and write the points to one HDF5 file.
+
+    Args:
+        path: The file.
+        model: The network.
+        x: (N, C, H, W) samples as fed to the network.
+        layers: The layers, in order of depth.
+        samples: Identifiers of the samples (N,).
+        source: "learning_images" or "feature_maps".
+        origin: Provenance.
+    """
+    with create_hdf5(path, "components", origin) as file:
+        file.attrs["source"] = source
+        file["samples"] = samples
+        group = file.create_group("layers", track_order=True)
+        for layer in tqdm(layers, desc="filters", unit="layer"):
+            found = LayerComponents(
+                *filter_image_components(model, x, layer, source=source), mean_activation(model, x, layer)
+            )
+            for name, values in found._asdict().items():
+                data = group.create_dataset(f"{layer}/{name}", data=values)
+                data.attrs["dimensions"] = _DIMENSIONS[name]
+
+
+def mean_activation(model: nn.Module, x: Tensor, layer: str, batch_size: int = 256) -> NDArray[np.float64]:
+    """Return the mean of each filter's feature map for each sample, (N, K)."""
+    import torch
+
+    from nnscan.models import capture, evaluation
+
+    parts = []
+    with torch.no_grad(), evaluation(model), capture(model, [layer]) as outputs:
+        for start in range(0, len(x), batch_size):
+            model(x[start : start + batch_size])
+            maps = outputs[layer].relu()
+            parts.append(maps.reshape(*maps.shape[:2], -1).mean(2).double().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def read_components(path: str | Path) -> tuple[NDArray[np.int64], dict[str, LayerComponents]]:
+    """Return the samples and, for each layer, the points of a file of `write_components`.
+
+    Raises:
+        ArtifactError: The file is missing, damaged or of another kind.
+    """
+    with open_hdf5(path, "components") as file:
+        layers = {
+            layer: LayerComponents(**{name: group[name][()] for name in LayerComponents._fields})
+            for layer, group in file["layers"].items()
+        }
+        return file["samples"][()], layers

@@ -53,9 +53,12 @@ class Foreground(_Closed):
     threshold: float = Field(
         0.2, ge=0, le=1, description="brightness (channel mean, 0 to 1) above which a pixel is stroke"
     )
-    masks: str | None = Field(None, description="folder masks/<split>/<class>/<stem>.png; default <root>/masks")
-    boxes: str | None = Field(
-        None, description="CSV with path,x0,y0,x1,y1 in pixels of the original image; several rows unite"
+    masks: str = Field(
+        "masks", description="folder below the root; <masks>/<split>/<class>/<stem>.png, nonzero = foreground"
+    )
+    boxes: str = Field(
+        "boxes.csv",
+        description="CSV below the root with path,x0,y0,x1,y1 in pixels of the original image; several rows unite",
     )
 
 
@@ -110,8 +113,9 @@ class TrainingConfig(_Closed):
     """How models are trained."""
 
     preset: Literal["thesis", "slides"] | None = Field(
-        None, description="a protocol by name; keys given beside it win. thesis: Adam 1e-3, weight decay 1e-5, 30 epochs, "
-        "batch 128; slides: SGD 0.01, momentum 0.9, 200 epochs"
+        None,
+        description="a protocol by name; keys given beside it win. thesis: Adam 1e-3, weight decay 1e-5, 30 epochs, "
+        "batch 128; slides: SGD 0.01, momentum 0.9, 200 epochs",
     )  # fmt: skip
     optimizer: Literal["adam", "sgd"] = Field("adam", description="optimiser")
     learning_rate: float = Field(1e-3, gt=0, description="learning rate")
@@ -186,9 +190,6 @@ class AnomalyConfig(_Closed):
     k_rule: Literal["ch", "bic"] = Field(
         "ch", description="number of clusters 2 to 5 by highest CH index or lowest BIC"
     )
-    squared: bool = Field(
-        True, description="CH index with squared norms (the standard), or with plain norms as the slides print"
-    )
     outlier_share: Share = Field(0.01, description="a cluster of at most this share of the samples is outliers")
     ch_factor: float = Field(2.0, gt=0, description="CH counts as high above this multiple of an unstructured cloud's")
     activation_sd: float = Field(3.0, ge=0, description="activation counts as high this many deviations above the mean")
@@ -200,14 +201,20 @@ class ExperimentsConfig(_Closed):
     layer: str = Field("last", description="layer whose filters are masked: last convolution, or a name")
     diversity_filters: Positive = Field(
         20,
-        description="filters masked at the top and at the bottom of the diversity ranking; at most a quarter of the layer",
+        description="filters masked at each end of the diversity ranking; at most a quarter of the layer",
     )
     draws: Positive = Field(10, description="random draws beside each masking")
     steps: Annotated[int, Field(ge=2)] = Field(10, description="steps of the AIPC curve from 0 to all filters masked")
+    similarity_method: Literal[1, 2] = Field(
+        2,
+        description="similarity values that rank neurons and choose layers: 1, to the class average; 2, to the class's "
+        "guided-backpropagation image (the thesis shows its curves with 2 and names none for pruning)",
+    )
     prune_fraction: Share = Field(0.4, description="share of a layer's neurons that is pruned")
     layer_removal: bool = Field(
         True,
-        description="retrain the model cut after the layer where similarity peaks, and one layer later (models that can be cut)",
+        description="retrain the model cut after the layer where similarity peaks, and one layer later "
+        "(models that can be cut: simple_cnn, vgg11, vgg16)",
     )
 
 
@@ -403,10 +410,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield f"| **`{key}{'[]' if listed else ''}`** | | {inner.__doc__} |"
             yield from _rows(inner, f"{key}{'[]' if listed else ''}.")
             continue
-        if field.is_required():
-            default = "required"
-        else:
-            default = f"`{_plain(field.get_default(call_default_factory=True))}`"
+        default = "required" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
         properties = model.model_json_schema()["properties"][name]
         options = [value for part in (properties, *properties.get("anyOf", [])) for value in part.get("enum", [])]
         possible = f" One of: {', '.join(map(str, options))}." if options else ""

@@ -287,7 +287,7 @@ def load_dataset(
         test_fraction: Fraction of the whole; only for a data set without a test part (digits).
         normalization: `"unit"` (inputs in [0, 1]) or `"standard"` (by mean and deviation of the train split).
         foreground: Where the foreground masks come from; none when None.
-        train_limit: At most so many images in the train split, evenly over the classes; all when None.
+        train_limit: Keep so many images of the train split, evenly over the classes; all when None.
         validation_limit: The same for the validation split.
         test_limit: The same for the test split.
 

@@ -7,7 +7,7 @@ intervention stands beside random ones of the same size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnscan.data import Dataset
-from nnscan.errors import LayerError, ModelError
+from nnscan.errors import LayerError, ModelError, did_you_mean
 from nnscan.models import NeuronLayer, evaluation, find_layer, logits, parameter_count
 from nnscan.training import Protocol, evaluate, train
 
 Filters = Mapping[str, Sequence[int]]
+RANKINGS = ("T_m", "T_v", "T_c", "T_cor")
 
 
 def _check_filters(model: nn.Module, layer: NeuronLayer, filters: Sequence[int]) -> None:
@@ -69,8 +70,8 @@ def masked(model: nn.Module, x: Tensor, filters: Filters) -> Iterator[None]:
                     at_zero = activation(x.new_zeros(1, 1, 1, 1))
                 if bool((at_zero != 0).any()):
                     raise ModelError(
-                        f"filters of {name!r} cannot be masked: its activation {type(activation).__name__} turns 0 into "
-                        f"{float(at_zero.flatten()[0]):.3g}"
+                        f"filters of {name!r} cannot be masked: its activation {type(activation).__name__} turns 0 "
+                        f"into {float(at_zero.flatten()[0]):.3g}"
                     )
             handle = model.get_submodule(layer.name).register_forward_hook(zero(chosen))
             stack.callback(handle.remove)
@@ -96,7 +97,8 @@ def pruned(model: nn.Module, x: Tensor, filters: Filters) -> Iterator[None]:
                 layer = find_layer(model, x, name)
                 _check_filters(model, layer, chosen)
                 for owner in dict.fromkeys((layer.weights, layer.name)):
-                    for parameter in model.get_submodule(owner).parameters(recurse=False):
+                    parameters: Iterator[Tensor] = model.get_submodule(owner).parameters(recurse=False)
+                    for parameter in parameters:
                         kept.append((parameter, list(chosen), parameter[list(chosen)].clone()))
                         parameter[list(chosen)] = 0
         yield
@@ -148,7 +150,7 @@ def diversity_masking(
             ("random", draw, chosen) for draw, chosen in enumerate(_random_filters(len(ranking), size, draws, seed))
         ]
         for group, draw, chosen in groups:
-            loss, accuracy = masked_result(model, x, y, {layer: chosen})
+            loss, accuracy = masked_result(model, x, y, {str(layer): chosen})
             rows.append((layer, depth, group, draw, size, loss, 100 * (loss - base) / base, accuracy))
     return pd.DataFrame(rows, columns=["layer", "depth", "group", "draw", "filters", "loss", "loss_change", "accuracy"])
 
@@ -192,6 +194,40 @@ def aipc(
             accuracy = masked_result(model, x, y, {layer: order[:size]})[1] if size else base
             rows.append((layer, name, draw, size / count, accuracy, 100 * (accuracy - base)))
     return pd.DataFrame(rows, columns=["layer", "ranking", "draw", "fraction", "accuracy", "change"])
+
+
+def property_masking(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    properties: pd.DataFrame,
+    layer: str = "last",
+    steps: int = 10,
+    draws: int = 10,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the AIPC curves of one layer for the rankings by T_m, T_v, T_c and T_cor.
+
+    Args:
+        model: The model.
+        x: Held-out inputs (N, C, H, W).
+        y: Labels (N,).
+        properties: Interpretable properties: layer, depth, filter, T_m, T_v, T_c, T_cor.
+        layer: A layer of the table, or "last" for the deepest.
+        steps: See `aipc`.
+        draws: See `aipc`.
+        seed: See `aipc`.
+
+    Raises:
+        LayerError: The table has no such layer.
+    """
+    layers = properties.sort_values("depth")["layer"].unique().tolist()
+    name = layers[-1] if layer == "last" else layer
+    if name not in layers:
+        raise LayerError(f"experiments.layer {name!r} was not scanned{did_you_mean(name, layers)}")
+    frame = properties[properties["layer"] == name].sort_values("filter")
+    rankings = {ranking: frame[ranking].to_numpy(np.float64) for ranking in RANKINGS}
+    return aipc(model, x, y, name, rankings, steps, draws, seed)
 
 
 def curve_area(fraction: NDArray[np.floating], change: NDArray[np.floating]) -> float:
@@ -259,14 +295,17 @@ def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.float
     return torch.cat(norms).cpu().numpy()
 
 
-def outlier_gradients(model: nn.Module, x: Tensor, y: Tensor, outliers: Iterable[int], checkpoint: str) -> pd.DataFrame:
+def outlier_gradients(
+    model: nn.Module, x: Tensor, y: Tensor, samples: NDArray[np.int64], outliers: pd.DataFrame, checkpoint: str
+) -> pd.DataFrame:
     """Return the mean gradient norm of outlier samples and of the others.
 
     Args:
         model: The model.
         x: The samples of the anomaly search (N, C, H, W).
         y: Labels (N,).
-        outliers: Positions in x of the outlier samples of anomaly filters.
+        samples: Identifiers of the samples (N,).
+        outliers: The outlier samples of anomaly filters, by identifier in the column sample.
         checkpoint: Name of the checkpoint, for the table.
 
     Returns:
@@ -275,8 +314,7 @@ def outlier_gradients(model: nn.Module, x: Tensor, y: Tensor, outliers: Iterable
     Source: Dou Hui, doctoral slides, table 6-3.
     """
     norms = sample_gradients(model, x, y)
-    is_outlier = np.zeros(len(x), dtype=bool)
-    is_outlier[sorted(set(outliers))] = True
+    is_outlier = np.isin(samples, outliers["sample"].to_numpy())
     rows = []
     for group, members in (("outlier", is_outlier), ("normal", ~is_outlier)):
         mean = float(norms[members].mean()) if members.any() else float("nan")
@@ -318,7 +356,7 @@ def neuron_pruning(
             ("random", draw, chosen) for draw, chosen in enumerate(_random_filters(len(order), size, draws, seed))
         ]
         for group, draw, chosen in groups:
-            with pruned(model, x, {layer: chosen}):
+            with pruned(model, x, {str(layer): chosen}):
                 accuracy = evaluate(model, x, y)[1]
             rows.append((layer, depth, len(order), group, draw, size / len(order), accuracy))
     return pd.DataFrame(rows, columns=["layer", "depth", "neurons", "group", "draw", "fraction", "accuracy"])
@@ -326,7 +364,6 @@ def neuron_pruning(
 
 def layer_removal(
     build: Callable[[int], nn.Module],
-    layers: int,
     curve: Sequence[float],
     dataset: Dataset,
     protocol: Protocol,
@@ -338,8 +375,7 @@ def layer_removal(
 
     Args:
         build: Returns the model with its first n convolutions.
-        layers: Convolutions of the whole model.
-        curve: Mean similarity of each convolution, in order of depth.
+        curve: Mean similarity of each convolution of the whole model, in order of depth.
         dataset: Data.
         protocol: Training of the original model; the overfitting phase is left out.
         folder: A working folder for the trainings' checkpoints.
@@ -355,7 +391,7 @@ def layer_removal(
     peak = int(np.argmax(curve)) + 1
     regular = Protocol(**{**vars(protocol), "overfitting_epochs": 0})
     rows = []
-    for convolutions in sorted({peak, min(peak + 1, layers), layers}):
+    for convolutions in sorted({peak, min(peak + 1, len(curve)), len(curve)}):
         results = train(
             lambda kept=convolutions: build(kept),  # type: ignore[misc]
             dataset, regular, Path(folder) / f"convolutions{convolutions}", seed,

@@ -31,7 +31,11 @@ from nnscan.errors import LayerError, ModelError, did_you_mean
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SMOOTH_CALLS = frozenset(
-    ["sigmoid", "tanh", "gelu", "silu", "elu", "selu", "celu", "softplus", "hardswish", "hardsigmoid", "mish", "softmax", "log_softmax", "layer_norm", "group_norm", "instance_norm", "local_response_norm", "scaled_dot_product_attention", "sigmoid_", "tanh_", "silu_", "exp", "softsign"]
+    (
+        *("sigmoid", "sigmoid_", "tanh", "tanh_", "softsign", "gelu", "silu", "silu_", "mish", "elu", "selu", "celu"),
+        *("softplus", "hardswish", "hardsigmoid", "softmax", "log_softmax", "exp", "scaled_dot_product_attention"),
+        *("layer_norm", "group_norm", "instance_norm", "local_response_norm"),
+    )
 )
 
 Kind = Literal["convolutional", "all"]
@@ -439,7 +443,7 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module) -> str:
     Raises:
         LayerError: The model has no such layer; the closest name and all names are listed.
     """
-    names = {name: module for name, module in model.named_modules() if name}
+    names: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
     if isinstance(layer, nn.Module):
         for name, module in names.items():
             if module is layer:
@@ -562,6 +566,22 @@ def neuron_layers(model: nn.Module, x: Tensor, kind: Kind = "convolutional") -> 
     if not chosen:
         raise ModelError("the model has neither a convolution nor a linear layer; name its layers explicitly")
     return chosen
+
+
+def select_layers(model: nn.Module, x: Tensor, layers: str | Sequence[str]) -> list[str]:
+    """Return the layers that a configuration means.
+
+    Args:
+        model: Any network.
+        x: An input (N, C, H, W) for one probe pass.
+        layers: "convolutional" or "all" (see `neuron_layers`), or names.
+
+    Raises:
+        LayerError: A name does not exist.
+    """
+    if isinstance(layers, str):
+        return neuron_layers(model, x, "all" if layers == "all" else "convolutional")
+    return [resolve_layer(model, layer) for layer in layers]
 
 
 def find_layer(model: nn.Module, x: Tensor, layer: str | nn.Module) -> NeuronLayer:

@@ -157,6 +157,7 @@ def write_moments(path: str | Path, parts: Iterable[Moments], count: int, origin
                 file.attrs["support"] = SUPPORT
                 _create(file, "samples", (count,), np.dtype(np.int64), "sample", "index in the split")
                 _create(file, "foreground_pixels", (count,), np.dtype(np.int64), "sample", "pixels of M^f")
+                file.create_group("layers", track_order=True)
                 for layer, arrays in part.layers.items():
                     group = file.create_group(f"layers/{layer}")
                     for quantity in QUANTITIES:

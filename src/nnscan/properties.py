@@ -6,6 +6,7 @@ channels; T^k is the mean of a property P^k(x) over the samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 
 from nnscan.errors import DataError
+from nnscan.moments import Moments
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -246,3 +248,38 @@ def _sample_properties(
     scale = np.sqrt(variance) * np.sqrt(x_variance)
     correlation = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
     return np.stack([(reference + offset)[:, :, 0], variance, covariance, correlation])
+
+
+def filter_table(
+    model: nn.Module,
+    layers: Iterable[tuple[str, Moments]],
+    scanned: Callable[[NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.bool_] | None]],
+    x: Tensor,
+    y: Tensor,
+    exact: bool = False,
+) -> pd.DataFrame:
+    """Return the interpretable properties, the activation value and the sensitivity of every filter of a scan.
+
+    Args:
+        model: The network.
+        layers: Layer names and their moments with filter images, in order of depth (`moments.read_layers`).
+        scanned: Returns the scanned inputs (N, C, H, W) and masks (N, H, W) or None of sample identifiers (N,).
+        x: Inputs (M, C, H, W) for the sensitivity.
+        y: Their labels (M,).
+        exact: Remove each weight for the sensitivity, instead of the first order.
+
+    Returns:
+        layer, depth, the columns of `interpretable_properties`, AVoU and SoU. AVoU is taken over the scanned samples.
+    """
+    tables = []
+    for depth, (layer, moments) in enumerate(layers):
+        images, foreground = scanned(moments.samples)
+        # block sums to block means, so that the properties are those of pixels whatever the block
+        filter_images = moments.filter_images[layer][:, :, None] / moments.block**2
+        table = interpretable_properties(filter_images, images, foreground)
+        table["AVoU"] = activation_value(np.maximum(moments.layers[layer]["activation"], 0))
+        table["SoU"] = sensitivity(model, x, y, layer, exact=exact)
+        table.insert(0, "layer", layer)
+        table.insert(1, "depth", depth)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

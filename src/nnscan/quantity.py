@@ -175,7 +175,8 @@ def _correlation(a: Array, b: Array) -> Array:
     """Return Pearson's r along the first axis; NaN where one side is constant."""
     a, b = a - a.mean(0), b - b.mean(0)
     scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return np.divide((a * b).sum(0), scale, out=np.full_like(scale, np.nan), where=scale > 0)
+    correlation: Array = np.divide((a * b).sum(0), scale, out=np.full_like(scale, np.nan), where=scale > 0)
+    return correlation
 
 
 def scan_quantity(paths: Sequence[str | Path], noise: Noise = "linear") -> pd.DataFrame:
@@ -214,7 +215,7 @@ def diversity(quantities: pd.DataFrame, neighbours: int = 5) -> pd.DataFrame:
         described = [part for part in PARTS if frame[part].notna().all()]
         groups = [(number, group[described].to_numpy(np.float64)) for number, group in frame.groupby("filter")]
         distances = [
-            cKDTree(points).query(points, k=neighbours + 1)[0][:, -1]
+            np.asarray(cKDTree(points).query(points, k=neighbours + 1)[0])[:, -1]
             for _, points in groups
             if len(points) > neighbours
         ]

@@ -32,7 +32,7 @@ def cosine(references: Tensor, images: Tensor) -> Tensor:
     second = images.double().flatten(2)
     products = torch.einsum("nd,nkd->nk", first, second)
     norms = first.norm(dim=1, keepdim=True) * second.norm(dim=2)
-    return torch.where(norms == 0, 0, products / torch.where(norms == 0, 1, norms)).clamp(-1, 1)
+    return (products / torch.where(norms == 0, 1, norms)).clamp(-1, 1)  # rounding may exceed 1
 
 
 def _scores_layers(model: nn.Module, x: Tensor, layers: Sequence[str]) -> list[str]:
@@ -164,3 +164,14 @@ def layer_curves(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [column for column in frame.columns if column not in ("filter", "similarity")]
     groups = frame.groupby(keys, sort=False, observed=True)["similarity"]
     return pd.DataFrame({"mean": groups.mean(), "sd": groups.std(ddof=0)}).reset_index()
+
+
+def chosen_similarities(frame: pd.DataFrame, method: int) -> pd.DataFrame:
+    """Return the values of `similarities` that rank neurons and layers: of simple averages and one method."""
+    return frame[(frame["average"] == "simple") & (frame["method"] == method)]
+
+
+def mean_curve(frame: pd.DataFrame) -> list[float]:
+    """Return the mean similarity of each layer over filters and classes, in order of depth."""
+    curve = frame.groupby("depth")["similarity"].mean().sort_index()
+    return [float(value) for value in curve]

@@ -150,7 +150,7 @@ class _Trainer:
         total, correct = 0.0, 0
         self.model.train()
         order = torch.randperm(len(x), generator=self.generator)
-        for batch in order.split(self.protocol.batch_size):
+        for batch in torch.split(order, self.protocol.batch_size):
             if len(batch) == 1 and len(x) > 1:  # batch normalisation has no variance of one image
                 continue
             scores = logits(self.model(augment(x[batch], self.augmentation, self.generator)))

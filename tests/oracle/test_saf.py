@@ -22,7 +22,9 @@ def test_ch_ignores_translation_scale_and_rotation(squared):
     angle = 0.7
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turned = 13 * points @ rotation.T + [100, -7]
-    assert calinski_harabasz(turned, labels, squared) == pytest.approx(calinski_harabasz(points, labels, squared), rel=1e-9)
+    assert calinski_harabasz(turned, labels, squared) == pytest.approx(
+        calinski_harabasz(points, labels, squared), rel=1e-9
+    )
 
 
 def test_ch_of_an_unstructured_cloud_cut_in_two():

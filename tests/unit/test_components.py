@@ -16,7 +16,7 @@ from nnscan.models import build_model
 
 def by_svd(images, count=2):
     centred = images.astype(np.float64) - images.mean(axis=0, dtype=np.float64)
-    left, singular, right = np.linalg.svd(centred, full_matrices=False)
+    _, singular, right = np.linalg.svd(centred, full_matrices=False)
     points = np.zeros((len(images), count))
     for component in range(count):
         loading = right[component]
@@ -51,7 +51,9 @@ def test_the_loading_of_largest_magnitude_is_positive(samples):
 def test_components_do_not_depend_on_the_order_of_samples():
     images = np.random.default_rng(1).standard_normal((20, 60))
     order = np.random.default_rng(2).permutation(20)
-    np.testing.assert_allclose(principal_components(images[order])[0], principal_components(images)[0][order], atol=1e-10)
+    np.testing.assert_allclose(
+        principal_components(images[order])[0], principal_components(images)[0][order], atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1])

@@ -560,6 +560,14 @@ def test_images_of_16_bits_are_refused(tmp_path):
         load_dataset("image_folder", root=tmp_path)
 
 
+def test_linked_class_folders_are_read(tmp_path):
+    folder = numbered_folder(tmp_path / "folder")
+    plain = load_dataset("image_folder", root=folder)
+    (folder / "train" / "cat").rename(tmp_path / "cats")
+    (folder / "train" / "cat").symlink_to(tmp_path / "cats")
+    assert load_dataset("image_folder", root=folder).digest == plain.digest
+
+
 def test_links_in_archives_are_refused(tmp_path):
     folder = numbered_folder(tmp_path / "folder")
     (folder / "train" / "cat" / "link.png").symlink_to(folder / "train" / "cat" / "0000.png")
@@ -795,6 +803,14 @@ def test_inputs_follow_the_formula_and_display_inverts_them(normalization):
     np.testing.assert_allclose(shown, raw, atol=1e-6)
     np.testing.assert_array_equal(dataset.display(inputs[3]), shown[3])
     assert dataset.display(inputs + 100).max() == 1
+
+
+def test_statistics_of_many_images():
+    dataset = load_dataset("digits", validation_fraction=0.1)
+    values = dataset.splits["train"].images / 255
+    assert len(values) > 1024  # more than one block
+    assert dataset.mean[0] == pytest.approx(values.mean(), rel=1e-6)
+    assert dataset.std[0] == pytest.approx(values.std(), rel=1e-6)
 
 
 def test_standardized_inputs_have_mean_zero_and_deviation_one():

@@ -1,0 +1,38 @@
+# nnscan: data -> training -> averages, scan -> metrics -> experiments -> tables, figures, report.
+# The stages are in workflow/rules, in the order in which the data flow; all logic is in src/nnscan.
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/averages.smk"
+include: "workflow/rules/scan.smk"
+include: "workflow/rules/metrics.smk"
+include: "workflow/rules/experiments.smk"
+include: "workflow/rules/tables.smk"
+#include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        layout.tables(),
+        layout.figures(),
+        f"{layout.root}/claims.csv",
+#        f"{layout.root}/report.html",
+    localrule: True
+
+
+onsuccess:
+    print(f"\nnnscan: study {study.study!r} is complete.")
+    print(f"  report   {layout.root}/report.html")
+    print(f"  tables   {layout.root}/tables/  (csv, md, tex, html)")
+    print(f"  figures  {layout.root}/figures/")
+    print(f"  verdicts {layout.root}/claims.csv")
+
+
+onerror:
+    print(
+        f"\nnnscan: study {study.study!r} did not finish; the reasons are above, the logs in {layout.root}/logs/."
+    )
+    print("  The same command goes on where it stopped.")

@@ -1,0 +1,264 @@
+"""Interpretable properties, AVoU and SoU against loops written straight from the slides' formulas."""
+
+import copy
+import math
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from nnscan import properties
+from nnscan.errors import DataError, LayerError
+from nnscan.models import load_model
+from nnscan.properties import activation_value, interpretable_properties, rank_correlation, sensitivity
+
+NAMES = ("T_m", "T_v", "T_c", "T_cor")
+
+
+def naive_sample(image, pixels, area):
+    """P_m, P_v, P_c, P_cor of one channel-summed image over the pixels of an area; None where it is empty."""
+    places = [(i, j) for i in range(image.shape[0]) for j in range(image.shape[1]) if area[i, j]]
+    if not places:
+        return None
+    n = len(places)
+    mean_l = sum(image[p] for p in places) / n
+    mean_x = sum(pixels[p] for p in places) / n
+    variance = sum((image[p] - mean_l) ** 2 for p in places) / n
+    covariance = sum((image[p] - mean_l) * (pixels[p] - mean_x) for p in places) / n
+    spread_x = sum((pixels[p] - mean_x) ** 2 for p in places) / n
+    constant = len({image[p] for p in places}) == 1 or len({pixels[p] for p in places}) == 1
+    return mean_l, variance, covariance, 0.0 if constant else covariance / math.sqrt(variance * spread_x)
+
+
+def naive_properties(fimgs, x, area):
+    samples, filters = fimgs.shape[:2]
+    table = np.full((filters, 4), np.nan)
+    for k in range(filters):
+        found = []
+        for s in range(samples):
+            image = sum(fimgs[s, k, c].astype(np.float64) for c in range(fimgs.shape[2]))
+            pixels = sum(x[s, c].astype(np.float64) for c in range(x.shape[1])) / x.shape[1]
+            one = naive_sample(image, pixels, area[s])
+            if one is not None:
+                found.append(one)
+        if found:
+            table[k] = [sum(one[p] for one in found) / len(found) for p in range(4)]
+    return table
+
+
+def example(samples=4, filters=3, size=6, seed=0):
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((samples, 3, size, size)) + 1).astype(np.float32)
+    fimgs = (rng.standard_normal((samples, filters, 3, size, size)) * x[:, None]).astype(np.float32)
+    return fimgs, x, rng.random((samples, size, size)) < 0.4
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 2**26])  # a single image, a part of the filters, everything
+def test_properties_equal_their_formulas(monkeypatch, chunk):
+    monkeypatch.setattr(properties, "_CHUNK_BYTES", chunk)
+    fimgs, x, foreground = example()
+    frame = interpretable_properties(fimgs, x, foreground)
+    assert frame["filter"].tolist() == [0, 1, 2]
+    everywhere = np.ones_like(foreground)
+    for suffix, area in (("", everywhere), ("_foreground", foreground), ("_background", ~foreground)):
+        computed = frame[[name + suffix for name in NAMES]].to_numpy()
+        np.testing.assert_allclose(computed, naive_properties(fimgs, x, area), rtol=1e-10, atol=1e-12)
+    assert frame[["empty_foreground", "empty_background"]].to_numpy().tolist() == [[0, 0]] * 3
+    assert list(interpretable_properties(fimgs, x).columns) == ["filter", *NAMES]
+
+
+def test_tensors_and_files_are_read_like_arrays(tmp_path):
+    fimgs, x, foreground = example()
+    expected = interpretable_properties(fimgs, x, foreground)
+    tensors = interpretable_properties(torch.from_numpy(fimgs), torch.from_numpy(x), torch.from_numpy(foreground))
+    assert tensors.equals(expected)
+    with h5py.File(tmp_path / "images.h5", "w") as file:
+        assert interpretable_properties(file.create_dataset("fimgs", data=fimgs), x, foreground).equals(expected)
+
+
+def test_a_dead_filter_and_a_constant_input_correlate_with_nothing():
+    fimgs, x, _ = example()
+    fimgs[:, 1] = 0
+    frame = interpretable_properties(fimgs, x)
+    assert frame.loc[1, list(NAMES)].tolist() == [0, 0, 0, 0]
+    fimgs[:, 2] = 0.1  # of variance zero, not of rounding
+    assert frame.loc[0, "T_cor"] != 0
+    constant = interpretable_properties(fimgs, np.full_like(x, 0.1))
+    assert (constant["T_c"] == 0).all()
+    assert (constant["T_cor"] == 0).all()
+    assert constant.loc[2, "T_v"] == 0
+    assert constant.loc[2, "T_m"] == pytest.approx(3 * 0.1, rel=1e-6)
+
+
+def test_samples_with_an_empty_mask_are_left_out_and_counted():
+    fimgs, x, foreground = example()
+    foreground[1] = False
+    foreground[3] = True
+    frame = interpretable_properties(fimgs, x, foreground)
+    for suffix, area in (("_foreground", foreground), ("_background", ~foreground)):
+        computed = frame[[name + suffix for name in NAMES]].to_numpy()
+        np.testing.assert_allclose(computed, naive_properties(fimgs, x, area), rtol=1e-10, atol=1e-12)
+    assert frame[["empty_foreground", "empty_background"]].iloc[0].tolist() == [1, 1]
+    nowhere = interpretable_properties(fimgs, x, np.zeros_like(foreground))
+    assert nowhere[[f"{name}_foreground" for name in NAMES]].isna().all(axis=None)
+    assert (nowhere["empty_foreground"] == 4).all()
+    for name in NAMES:
+        np.testing.assert_array_equal(nowhere[f"{name}_background"], nowhere[name])
+
+
+def test_a_block_grid_averages_the_input_and_takes_masks_by_majority():
+    fimgs, x, _ = example(size=6)
+    grid = fimgs.sum(axis=2, keepdims=True).reshape(4, 3, 1, 3, 2, 3, 2).sum(axis=(4, 6))
+    masks = np.zeros((4, 6, 6), dtype=bool)
+    masks[:, :2, :2] = True  # a whole block
+    masks[:, 2, 2:4] = True  # half a block counts
+    masks[:, 4, 4] = True  # a quarter does not
+    coarse = np.zeros((4, 3, 3), dtype=bool)
+    coarse[:, 0, 0] = coarse[:, 1, 1] = True
+    averaged = x.reshape(4, 3, 3, 2, 3, 2).mean(axis=(3, 5), dtype=np.float64)
+    frame = interpretable_properties(grid, x, masks)
+    for suffix, area in (("", np.ones_like(coarse)), ("_foreground", coarse), ("_background", ~coarse)):
+        computed = frame[[name + suffix for name in NAMES]].to_numpy()
+        np.testing.assert_allclose(computed, naive_properties(grid, averaged, area), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(frame["T_m"], 4 * interpretable_properties(fimgs, x)["T_m"], rtol=1e-6)
+
+
+def test_shapes_that_do_not_belong_together_are_refused():
+    fimgs, x, foreground = example()
+    with pytest.raises(DataError, match=r"\(N, K, C, H, W\)"):
+        interpretable_properties(fimgs[:, :, 0], x)
+    with pytest.raises(DataError, match=r"\(N, K, C, H, W\)"):
+        interpretable_properties(fimgs, x[:3])
+    with pytest.raises(DataError, match="no whole blocks"):
+        interpretable_properties(fimgs[..., :4], x)
+    with pytest.raises(DataError, match="foreground"):
+        interpretable_properties(fimgs, x, foreground[:, :3])
+
+
+def test_activation_value_is_the_mean_map():
+    maps = np.random.default_rng(0).random((3, 4, 2, 5)).astype(np.float32)
+    expected = [
+        sum(float(maps[s, k, i, j]) for s in range(3) for i in range(2) for j in range(5)) / (2 * 5 * 3)
+        for k in range(4)
+    ]
+    np.testing.assert_allclose(activation_value(torch.from_numpy(maps)), expected, rtol=1e-12)
+    np.testing.assert_allclose(activation_value(maps[:, :, 0, 0]), maps[:, :, 0, 0].mean(axis=0, dtype=float))
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3),
+    ).double().train()  # fmt: skip
+
+
+@pytest.fixture
+def labelled():
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(5, 2, 6, 6, dtype=torch.float64, generator=generator), torch.tensor([0, 1, 2, 1, 0])
+
+
+def naive_exact(model, x, y, weights):
+    model = copy.deepcopy(model).eval()
+    weight = model.get_submodule(weights).weight
+    values = []
+    with torch.no_grad():
+        for k in range(len(weight)):
+            total = 0.0
+            for w in range(weight[k].numel()):
+                for s in range(len(x)):
+                    intact = cross_entropy(model(x[s : s + 1]), y[s : s + 1]).item()
+                    kept = weight[k].view(-1)[w].item()
+                    weight[k].view(-1)[w] = 0
+                    total += abs(intact - cross_entropy(model(x[s : s + 1]), y[s : s + 1]).item())
+                    weight[k].view(-1)[w] = kept
+            values.append(total / (weight[k].numel() * len(x)))
+    return values
+
+
+def naive_first_order(model, x, y, weights):
+    model = copy.deepcopy(model).eval()
+    weight = model.get_submodule(weights).weight
+    totals = torch.zeros(len(weight), dtype=torch.float64)
+    for s in range(len(x)):
+        (slope,) = torch.autograd.grad(cross_entropy(model(x[s : s + 1]), y[s : s + 1]), weight)
+        totals += (weight * slope).abs().flatten(1).mean(dim=1).detach()
+    return totals / len(x)
+
+
+@pytest.mark.parametrize(("layer", "weights"), [("4", "4"), ("1", "0"), ("0", "0"), ("7", "7")])
+def test_sensitivity_equals_removing_each_weight(small, labelled, layer, weights):
+    x, y = labelled
+    exact = sensitivity(small, x, y, layer, exact=True, batch_size=2)
+    np.testing.assert_allclose(exact, naive_exact(small, x, y, weights), rtol=1e-9, atol=1e-14)
+    assert exact.shape == (len(small.get_submodule(weights).weight),)
+
+
+@pytest.mark.parametrize("memory", [1, 2**28])  # one sample at a time, a whole batch
+@pytest.mark.parametrize(("layer", "weights"), [("4", "4"), ("1", "0"), ("7", "7")])
+def test_first_order_sensitivity_equals_gradients_sample_by_sample(
+    small, labelled, monkeypatch, memory, layer, weights
+):
+    monkeypatch.setattr(properties, "_GRADIENT_BYTES", memory)
+    x, y = labelled
+    computed = sensitivity(small, x.numpy(), y.numpy().astype(np.int32), small.get_submodule(layer), batch_size=3)
+    np.testing.assert_allclose(computed, naive_first_order(small, x, y, weights), rtol=1e-9, atol=1e-14)
+
+
+def test_removal_and_first_order_agree_where_weights_are_small(small, labelled):
+    """The loss is smooth in the last layer, so the two differ by a term of second order in the weights."""
+    errors = []
+    for scale in (1e-1, 1e-2, 1e-3):
+        with torch.no_grad():
+            shrunk = copy.deepcopy(small)
+            shrunk[7].weight *= scale
+        exact, first = (sensitivity(shrunk, *labelled, "7", exact=exact) for exact in (True, False))
+        errors.append(np.abs(exact / first - 1).max())
+    assert errors[0] < 0.1
+    assert errors[1] < 0.2 * errors[0]
+    assert errors[2] < 0.2 * errors[1]
+
+
+def test_removal_and_first_order_rank_the_filters_of_lenet_alike():
+    torch.manual_seed(0)
+    model = load_model("lenet5", factory_options={"in_channels": 1})
+    x, y = torch.rand(8, 1, 32, 32), torch.arange(8)
+    exact, first = (sensitivity(model, x, y, "features.0", exact=exact) for exact in (True, False))
+    assert rank_correlation(exact, first) > 0.9
+
+
+def test_sensitivity_leaves_the_model_as_it_was(small, labelled):
+    before = copy.deepcopy(small.state_dict())
+    for exact in (False, True):
+        sensitivity(small, *labelled, "4", exact=exact)
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in before.items())
+    assert small.training
+    assert small[2].inplace
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in small.parameters())
+
+
+def test_sensitivity_refuses_what_it_cannot_measure(small, labelled):
+    x, y = labelled
+    with pytest.raises(DataError, match="5 samples and 3 classes"):
+        sensitivity(small, x, y[:3], "4")
+    with pytest.raises(LayerError, match="not a layer of neurons"):
+        sensitivity(small, x, y, "3")
+
+
+def test_rank_correlation():
+    rng = np.random.default_rng(0)
+    a, b = rng.permutation(30), rng.permutation(30)
+    distance = sum((int(p) - int(q)) ** 2 for p, q in zip(a, b, strict=True))
+    assert rank_correlation(a, np.exp(b / 10)) == pytest.approx(1 - 6 * distance / (30 * (30**2 - 1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(rank_correlation(a, np.ones(30)))
+        assert np.isnan(rank_correlation([1.0], [2.0]))
+    with pytest.raises(DataError, match="one length"):
+        rank_correlation(a, b[:5])

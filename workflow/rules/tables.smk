@@ -1,0 +1,98 @@
+rule render_tables:
+    input:
+        [file for run in layout.runs() for file in layout.run_files(run)],
+        published=expand("workflow/published/{table}.csv", table=TABLES),
+        claims="workflow/published/claims.csv",
+    output:
+        report(
+            expand(f"{layout.root}/tables/{{table}}.html", table=TABLES),
+            caption="../report/table.rst",
+            category="Tables",
+        ),
+        [path for path in layout.tables() if not path.endswith(".html")],
+        claims=report(
+            f"{layout.root}/claims.csv",
+            caption="../report/claims.rst",
+            category="Claims",
+        ),
+    log:
+        layout.log("render_tables"),
+    benchmark:
+        layout.benchmark("render_tables")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        root=layout.root,
+        runs=[list(run) for run in layout.runs()],
+        tables=list(TABLES),
+        code=source_digest("tables"),
+    message:
+        "Rendering the tables beside the published ones, and judging the claims"
+    script:
+        "../scripts/render_tables.py"
+
+
+rule draw_figures:
+    input:
+        data=layout.dataset("data.h5"),
+        history=layout.over_seeds("training/history.csv"),
+        overfitted=lambda wildcards: (
+            [
+                layout.run("training/overfitted_history.csv").format(
+                    **wildcards, seed=seed
+                )
+                for seed in study.seeds
+            ]
+            if "overfitted" in layout.checkpoints(wildcards.model)
+            else []
+        ),
+        quantity=layout.over_seeds("metrics/well_trained/quantity.parquet"),
+        similarity=layout.over_seeds("metrics/well_trained/similarity.parquet"),
+        aipc=layout.over_seeds("experiments/aipc.parquet"),
+        anomaly=lambda wildcards: [
+            layout.run(f"metrics/{checkpoint}/anomaly.parquet").format(
+                **wildcards, seed=seed
+            )
+            for checkpoint in layout.checkpoints(wildcards.model)
+            for seed in study.seeds
+        ],
+        averages=layout.first_seed("averages/averages.h5"),
+        weights=layout.first_seed("training/well_trained.safetensors"),
+        components=lambda wildcards: layout.run(
+            f"scan/{layout.checkpoints(wildcards.model)[-1]}/components.h5"
+        ).format(**wildcards, seed=study.seeds[0]),
+        outliers=lambda wildcards: layout.run(
+            f"metrics/{layout.checkpoints(wildcards.model)[-1]}/outliers.parquet"
+        ).format(**wildcards, seed=study.seeds[0]),
+    output:
+        **{
+            name: report(
+                f"{layout.root}/figures/{{dataset}}_{{model}}_{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                subcategory="{dataset} {model}",
+                labels={"figure": title},
+            )
+            for name, title in FIGURES.items()
+        },
+    log:
+        layout.log("draw_figures", "dataset", "model"),
+    benchmark:
+        layout.benchmark("draw_figures", "dataset", "model")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        checkpoints=lambda wildcards: layout.checkpoints(wildcards.model),
+        seeds=study.seeds,
+        code=source_digest("galleries", "averages", "training"),
+    message:
+        "Drawing the figures of {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../scripts/draw_figures.py"

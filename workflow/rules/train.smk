@@ -1,0 +1,91 @@
+rule train_model:
+    input:
+        data=layout.dataset("data.h5"),
+    output:
+        thirds=[layout.run(f"training/third{part}.safetensors") for part in (1, 2, 3)],
+        well_trained=layout.run("training/well_trained.safetensors"),
+        history=layout.run("training/history.csv"),
+        results=layout.run("training/results.csv"),
+    log:
+        layout.log("train_model", "dataset", "model", "seed"),
+    benchmark:
+        layout.benchmark("train_model", "dataset", "model", "seed")
+    wildcard_constraints:
+        model="|".join(map(re.escape, layout.trained())) or "none^",
+    conda:
+        "../../envs/cuda.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
+            exclude={"preset"}
+        ),
+        phase="regular",
+        code=source_digest("training"),
+    message:
+        "Training {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
+    script:
+        "../scripts/train_model.py"
+
+
+rule overfit_model:
+    input:
+        data=layout.dataset("data.h5"),
+    output:
+        overfitted=layout.run("training/overfitted.safetensors"),
+        history=layout.run("training/overfitted_history.csv"),
+        results=layout.run("training/overfitted_results.csv"),
+    log:
+        layout.log("overfit_model", "dataset", "model", "seed"),
+    benchmark:
+        layout.benchmark("overfit_model", "dataset", "model", "seed")
+    wildcard_constraints:
+        model="|".join(map(re.escape, layout.trained())) or "none^",
+    conda:
+        "../../envs/cuda.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 480 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
+            exclude={"preset"}
+        ),
+        phase="overfitting",
+        code=source_digest("training"),
+    message:
+        "Overfitting {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
+    script:
+        "../scripts/train_model.py"
+
+
+rule adopt_model:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=lambda wildcards: study.model(wildcards.model).weights,
+    output:
+        well_trained=layout.run("training/well_trained.safetensors"),
+        history=layout.run("training/history.csv"),
+        results=layout.run("training/results.csv"),
+    log:
+        layout.log("adopt_model", "dataset", "model", "seed"),
+    benchmark:
+        layout.benchmark("adopt_model", "dataset", "model", "seed")
+    wildcard_constraints:
+        model="|".join(map(re.escape, layout.adopted())) or "none^",
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        state_dict_key=lambda wildcards: study.model(wildcards.model).state_dict_key,
+        strip_prefix=lambda wildcards: study.model(wildcards.model).strip_prefix,
+        code=source_digest("training"),
+    message:
+        "Taking over your checkpoint of {wildcards.model} for {wildcards.dataset}"
+    script:
+        "../scripts/adopt_model.py"

@@ -1,0 +1,15 @@
+"""Feature quantity of every neuron, and the diversity of every filter."""
+
+from nnscan.artifacts import file_digest, provenance, write_frame
+from nnscan.jobs import job
+from nnscan.quantity import diversity, scan_quantity
+
+with job(snakemake):
+    quantities = scan_quantity(snakemake.input.shards, snakemake.params.noise)
+    origin = provenance(
+        scan="+".join(map(file_digest, snakemake.input.shards)),
+        seed=snakemake.wildcards.seed,
+        code=snakemake.params.code,
+    )
+    write_frame(snakemake.output.quantity, quantities, origin)
+    write_frame(snakemake.output.diversity, diversity(quantities), origin)

@@ -1,0 +1,28 @@
+"""Mask anomaly filters; measure the gradients of their outlier samples."""
+
+import pandas as pd
+import torch
+
+from nnscan.artifacts import provenance, read_frame, write_frame
+from nnscan.data import read_dataset, stratified_sample
+from nnscan.interventions import anomaly_masking, outlier_gradients
+from nnscan.jobs import job
+from nnscan.training import restore, split_tensors
+
+with job(snakemake):
+    dataset = read_dataset(snakemake.input.data)
+    params, files, seed = snakemake.params, snakemake.input, int(snakemake.wildcards.seed)
+    labels = dataset.splits["train"].labels
+    samples = stratified_sample(labels, params.samples, seed=0)
+    x, y = torch.from_numpy(dataset.inputs("train", samples)), torch.from_numpy(labels[samples])
+    masking, gradients = [], []
+    for name, weights, anomaly, outliers in zip(
+        params.checkpoints, files.weights, files.anomaly, files.outliers, strict=True
+    ):
+        model = restore(params.model["source"], params.model["options"], dataset, weights)
+        found = read_frame(anomaly)
+        masking.append(anomaly_masking(model, *split_tensors(dataset, "validation"), found, name, params.draws, seed))
+        gradients.append(outlier_gradients(model, x, y, samples, read_frame(outliers), name))
+    origin = provenance(data=dataset.digest, seed=seed, code=params.code)
+    write_frame(snakemake.output.masking, pd.concat(masking, ignore_index=True), origin)
+    write_frame(snakemake.output.gradients, pd.concat(gradients, ignore_index=True), origin)

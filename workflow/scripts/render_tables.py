@@ -1,0 +1,17 @@
+"""Render the tables beside the published ones, and judge the claims."""
+
+from pathlib import Path
+
+from nnscan.jobs import job
+from nnscan.tables import TABLES, Run, evaluate_claims, read_claims, read_published, render, write_csv
+
+with job(snakemake):
+    root = Path(snakemake.params.root)
+    runs = [
+        Run(dataset, model, seed, root / dataset / model / f"seed{seed}")
+        for dataset, model, seed in snakemake.params.runs
+    ]
+    published = Path(snakemake.input.claims).parent
+    for name in snakemake.params.tables:
+        render(TABLES[name].function(runs, read_published(published, name)), TABLES[name], root / "tables")
+    write_csv(snakemake.output.claims, evaluate_claims(read_claims(snakemake.input.claims), runs))
