@@ -10,7 +10,7 @@ include: "workflow/rules/scan.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/experiments.smk"
 include: "workflow/rules/tables.smk"
-#include: "workflow/rules/report.smk"
+include: "workflow/rules/report.smk"
 
 
 rule all:
@@ -19,7 +19,7 @@ rule all:
         layout.tables(),
         layout.figures(),
         f"{layout.root}/claims.csv",
-#        f"{layout.root}/report.html",
+        f"{layout.root}/report.html",
     localrule: True
 
 

@@ -138,11 +138,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         ArtifactError: The disk is full or the folder is not writable; nothing is left behind.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
@@ -155,7 +156,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             f"cannot write {target}: {error.strerror or error}. Free some space or choose another folder."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_frame(path: str | Path, frame: pd.DataFrame, origin: Mapping[str, str]) -> None:
@@ -218,9 +220,18 @@ def open_hdf5(path: str | Path, kind: str) -> Iterator[h5py.File]:
 
 
 def read_provenance(path: str | Path) -> dict[str, str]:
-    """Return the provenance that a Parquet or HDF5 artefact carries."""
-    if Path(path).suffix == ".parquet":
-        entries = pq.read_schema(path).metadata or {}
-        return dict(json.loads(entries.get(b"nnscan", b"{}")))
-    with h5py.File(path, "r") as file:
-        return {name: str(value) for name, value in file.attrs.items()}
+    """Return the provenance that a Parquet or HDF5 artefact carries.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise ArtifactError(f"{path} does not exist; run the stage that makes it")
+    try:
+        if Path(path).suffix == ".parquet":
+            entries = pq.read_schema(path).metadata or {}
+            return dict(json.loads(entries.get(b"nnscan", b"{}")))
+        with h5py.File(path, "r") as file:
+            return {name: str(value) for name, value in file.attrs.items()}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); delete it and run the stage that makes it") from error

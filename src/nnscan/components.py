@@ -244,7 +244,7 @@ def write_components(
         file.attrs["source"] = source
         file["samples"] = samples
         group = file.create_group("layers", track_order=True)
-        for layer in tqdm(layers, desc="filters", unit="layer"):
+        for layer in tqdm(layers, desc="filters", unit="layer", mininterval=5):
             found = LayerComponents(
                 *filter_image_components(model, x, layer, source=source), mean_activation(model, x, layer)
             )

@@ -189,7 +189,7 @@ def aipc(
     sizes = np.round(np.linspace(0, count, steps + 1)).astype(int)
     rows = []
     base = evaluate(model, x, y)[1]
-    for name, draw, order in tqdm(orders, desc="AIPC", unit="curve"):
+    for name, draw, order in tqdm(orders, desc="AIPC", unit="curve", mininterval=5):
         for size in dict.fromkeys(sizes.tolist()):
             accuracy = masked_result(model, x, y, {layer: order[:size]})[1] if size else base
             rows.append((layer, name, draw, size / count, accuracy, 100 * (accuracy - base)))
@@ -338,7 +338,7 @@ def neuron_pruning(
         x: Test inputs (N, C, H, W).
         y: Labels (N,).
         similarities: layer, depth, filter and similarity, the filter's mean over classes.
-        fraction: Share of the layer's neurons to prune.
+        fraction: Share of the layer's neurons to prune, rounded to whole neurons, at least one.
         draws: Random choices.
         seed: Seed of the random choices.
 
@@ -358,7 +358,7 @@ def neuron_pruning(
         for group, draw, chosen in groups:
             with pruned(model, x, {str(layer): chosen}):
                 accuracy = evaluate(model, x, y)[1]
-            rows.append((layer, depth, len(order), group, draw, size / len(order), accuracy))
+            rows.append((layer, depth, len(order), group, draw, fraction, accuracy))
     return pd.DataFrame(rows, columns=["layer", "depth", "neurons", "group", "draw", "fraction", "accuracy"])
 
 

@@ -5,6 +5,8 @@ Nothing here imports torch: every job of a cluster parses the Snakefile again.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +55,8 @@ TABLES = (
     "thesis_4-1", "thesis_5-1",
 )  # fmt: skip
 """The published tables that are rendered."""
+
+CHECKPOINTS = ("well_trained", "overfitted")
 
 FORMATS = ("csv", "md", "tex", "html")
 
@@ -119,11 +123,17 @@ class Layout:
         """Return the models that come with a checkpoint of their own."""
         return [model.name for model in self.study.models if model.weights is not None]
 
+    def overfitted(self) -> list[str]:
+        """Return the models that have an overfitted checkpoint beside the well-trained one."""
+        return [model for model in self.trained() if self.study.training_of(model).overfitting_epochs]
+
+    def never_overfitted(self) -> list[str]:
+        """Return the models that have a well-trained checkpoint only."""
+        return [model.name for model in self.study.models if model.name not in self.overfitted()]
+
     def checkpoints(self, model: str) -> list[str]:
         """Return the checkpoints of a model that are searched for anomaly filters."""
-        if model in self.trained() and self.study.training_of(model).overfitting_epochs:
-            return ["well_trained", "overfitted"]
-        return ["well_trained"]
+        return list(CHECKPOINTS) if model in self.overfitted() else ["well_trained"]
 
     def cuttable(self, model: str) -> bool:
         """Return whether the layers of a model can be removed for the layer experiment."""
@@ -191,6 +201,11 @@ class Layout:
             for model in self.study.models
             for figure, title in FIGURES.items()
         ]  # fmt: skip
+
+
+def either(names: Iterable[str]) -> str:
+    """Return the regular expression of a wildcard that takes one of these names; of none, one that never matches."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def _source_file(entry: ModelConfig) -> str:

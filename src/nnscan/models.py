@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import pickle
+import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +37,12 @@ _SMOOTH_CALLS = frozenset(
         *("softplus", "hardswish", "hardsigmoid", "softmax", "log_softmax", "exp", "scaled_dot_product_attention"),
         *("layer_norm", "group_norm", "instance_norm", "local_response_norm"),
     )
+)
+
+# What the readers of checkpoints raise when they meet bytes that make no sense
+_DAMAGED = (
+    *(SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, OverflowError, MemoryError, struct.error),
 )
 
 Kind = Literal["convolutional", "all"]
@@ -240,7 +247,7 @@ def _factory(source: str) -> Callable[..., nn.Module]:
     if source in ZOO:
         return ZOO[source]
     place, separator, name = source.rpartition(":")
-    if not separator:
+    if not separator or not place:
         raise ModelError(
             f"model {source!r} does not exist{did_you_mean(source, ZOO)}, torchvision:<name>, "
             "package.module:factory, path/to/file.py:factory"
@@ -312,8 +319,14 @@ def read_state(
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"the checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"the checkpoint {path} is damaged or holds something else than tensors, which is not loaded because that "
+            "could run code; save the model's state_dict()"
+        ) from error
+    except _DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"the checkpoint {path} cannot be read, it is damaged: {reason}") from error
     if state_dict_key is not None:
         if not isinstance(state, Mapping) or state_dict_key not in state:
             keys = list(state) if isinstance(state, Mapping) else []
@@ -501,34 +514,46 @@ class NeuronLayer:
     convolutional: bool
 
 
+_Seen = tuple[Tensor, int] | None
+"""A tensor and how often it had been changed in place when it was seen."""
+
+
+def _seen(value: Any) -> _Seen:
+    return (value, value._version) if isinstance(value, Tensor) else None
+
+
 def network_layers(model: nn.Module, x: Tensor) -> list[NeuronLayer]:
     """Return every convolutional and linear layer in the order of the forward pass.
 
-    A normalisation or activation belongs to a layer when it is fed that layer's very output tensor.
+    A normalisation or activation belongs to a layer when it is fed that layer's very output, unchanged by in-place
+    operations.
 
     Args:
         model: Any network.
         x: An input (N, C, H, W) for one probe pass.
     """
-    calls: list[tuple[str, nn.Module, Tensor | None, Tensor | None]] = []
+    calls: list[tuple[str, nn.Module, _Seen, _Seen]] = []
+    entering: list[_Seen] = [None]
+
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+        entering[0] = _seen(args[0] if args else None)
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            first = args[0] if args and isinstance(args[0], Tensor) else None
-            calls.append((name, module, first, output if isinstance(output, Tensor) else None))
+            calls.append((name, module, entering[0], _seen(output)))
 
         return hook
 
-    probe = prepare(model)
-    for name, module in probe.named_modules():
-        if name and not list(module.children()):
-            module.register_forward_hook(record(name))
-    with torch.no_grad():
-        probe(x[:1].to(next(iter(probe.parameters()), x).device))
+    with ExitStack() as stack, torch.no_grad(), evaluation(model):
+        for name, module in model.named_modules():
+            if name and not list(module.children()):
+                stack.callback(module.register_forward_pre_hook(enter).remove)
+                stack.callback(module.register_forward_hook(record(name)).remove)
+        model(x[:1].clone())
 
-    def consumer(output: Tensor | None, kinds: tuple[type[nn.Module], ...] | None) -> tuple[str, Tensor | None] | None:
+    def consumer(output: _Seen, kinds: tuple[type[nn.Module], ...] | None) -> tuple[str, _Seen] | None:
         for name, module, incoming, outgoing in calls:
-            if incoming is output and output is not None:
+            if incoming and output and incoming[0] is output[0] and incoming[1] == output[1]:
                 if kinds is not None and isinstance(module, kinds):
                     return name, outgoing
                 if kinds is None and type(module).__module__ == "torch.nn.modules.activation":

@@ -173,9 +173,10 @@ def neuron_quantity(layers: Iterable[tuple[str, Moments]], noise: Noise = "linea
 
 def _correlation(a: Array, b: Array) -> Array:
     """Return Pearson's r along the first axis; NaN where one side is constant."""
+    varies = (np.ptp(a, 0) > 0) & (np.ptp(b, 0) > 0)  # the mean of equal values need not equal them in floating point
     a, b = a - a.mean(0), b - b.mean(0)
     scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    correlation: Array = np.divide((a * b).sum(0), scale, out=np.full_like(scale, np.nan), where=scale > 0)
+    correlation: Array = np.divide((a * b).sum(0), scale, out=np.full_like(scale, np.nan), where=varies & (scale > 0))
     return correlation
 
 
@@ -197,8 +198,8 @@ def knee(values: Array) -> float:
 def diversity(quantities: pd.DataFrame, neighbours: int = 5) -> pd.DataFrame:
     """Return how many kinds of neurons each filter has: the clusters that DBSCAN finds among its neurons.
 
-    A neuron is described by (l, c, s, vf, nf). The radius eps is the knee of the sorted distances to the fifth
-    neighbour, one for the whole layer.
+    A neuron is described by (l, c, s, vf, nf). The radius eps is the knee of the sorted positive distances to the
+    fifth neighbour, one for the whole layer.
 
     Args:
         quantities: The result of `neuron_quantity`.
@@ -219,7 +220,9 @@ def diversity(quantities: pd.DataFrame, neighbours: int = 5) -> pd.DataFrame:
             for _, points in groups
             if len(points) > neighbours
         ]
-        eps = knee(np.concatenate(distances)) if distances else 0.0
+        pooled = np.concatenate(distances) if distances else np.empty(0)
+        # dead neurons coincide; left in, their zeros would put the knee at 0 as soon as they are many
+        eps = knee(pooled[pooled > 0]) if (pooled > 0).any() else 0.0
         for number, points in groups:
             clusters, noise = 0, len(points)
             if eps > 0:

@@ -146,7 +146,7 @@ def _claims(claims: pd.DataFrame) -> list[dict[str, Any]]:
                         "verdict": row["verdict"],
                         "value": number(row["statistic"], decimals),
                         "interval": _interval(row, decimals),
-                        "unit": unit,
+                        "unit": unit if row["seeds"] else "",
                         "seeds": row["seeds"],
                         "note": row["note"],
                         "drawing": _drawing(row, min(known), max(known), threshold),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnscan.errors import ScanError
-from nnscan.models import capture, neuron_layers, prepare, resolve_layer
+from nnscan.models import capture, network_layers, neuron_layers, prepare, resolve_layer
 from nnscan.moments import QUANTITIES, REGIONS, SUPPORT, Moments, concatenate
 
 CHUNK = 256
@@ -343,11 +343,13 @@ def scan_samples(
         )
     probe = prepare(model)
     names = [resolve_layer(model, layer) for layer in layers] if layers is not None else neuron_layers(model, x)
-    last = neuron_layers(model, x, "all")[-1]
+    if not len(x) or not names:
+        raise ScanError(f"nothing to scan: {len(x)} samples and {len(names)} layers were given")
+    ungated = _class_scores(probe, x)
     masks = _foreground_grid(None if foreground is None else torch.as_tensor(foreground), x, block)
     identifiers = np.arange(len(x)) if samples is None else np.asarray(samples)
-    for index in tqdm(range(len(x)), desc="scan", unit="sample", disable=not progress):
-        moments, images = _scan_sample(probe, x[index], masks[index], names, block, {last}, _chunk_size(x))
+    for index in tqdm(range(len(x)), desc="scan", unit="sample", mininterval=5, disable=not progress):
+        moments, images = _scan_sample(probe, x[index], masks[index], names, block, ungated, _chunk_size(x))
         yield Moments(
             moments,
             identifiers[index : index + 1].astype(np.int64),
@@ -357,6 +359,16 @@ def scan_samples(
             block,
             images,
         )
+
+
+def _class_scores(model: nn.Module, x: Tensor) -> set[str]:
+    """Return the name of the network's last layer unless a ReLU follows it, as in SqueezeNet."""
+    found = network_layers(model, x)
+    if not found:
+        return set()
+    activation = found[-1].activation
+    gated = activation is not None and isinstance(model.get_submodule(activation), nn.ReLU | nn.ReLU6)
+    return set() if gated else {found[-1].name}
 
 
 def _chunk_size(x: Tensor) -> int:
@@ -374,7 +386,7 @@ def scan(
     """Scan every neuron of every layer: the moments of all learning images, and the filter images.
 
     The images are channel-summed. Neurons whose value is <= 0 have the zero image; the network's last layer, its class
-    scores, has no gate.
+    scores, has no gate, unless a ReLU follows it.
 
     Args:
         model: Any network; it is left unchanged.
@@ -389,7 +401,7 @@ def scan(
 
     Raises:
         LayerError: The model has no such layer.
-        ScanError: Shapes do not fit, or the block does not divide the image.
+        ScanError: Shapes do not fit, the block does not divide the image, or there is nothing to scan.
 
     Source: Dou Hui, doctoral slides, ch. 3 and 4; the sums are those that the feature quantity needs.
     """

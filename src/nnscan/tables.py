@@ -96,6 +96,7 @@ ANOMALY_MASKING = "experiments/anomaly_masking.parquet"
 GRADIENTS = "experiments/gradients.parquet"
 PRUNING = "experiments/pruning.parquet"
 RESULTS = "training/results.csv"
+OVERFITTED_RESULTS = "training/overfitted_results.csv"
 
 MEAN_LAYER = "mean of the layers"
 LAST_EPOCH = "third3"  # the bachelor's thesis keeps the model after its last epoch
@@ -343,14 +344,17 @@ def _pruned_accuracies(frame: pd.DataFrame) -> list[Row]:
 # From the runs to a tidy frame
 
 
-def _measure(runs: Sequence[Run], path: str, reduce: Reducer, reason: str, **labels: str) -> list[Row]:
-    """Return the reduced numbers of every run; a run without the file gives one row that says so.
+def _measure(
+    runs: Sequence[Run], path: str, reduce: Reducer, reason: str, empty: str = "no rows", **labels: str
+) -> list[Row]:
+    """Return the reduced numbers of every run; a run without numbers gives one row that says why.
 
     Args:
         runs: The runs.
         path: The result file.
         reduce: From the file's frame to rows of keys, quantity and value.
         reason: Why the file can be missing.
+        empty: What it means that the file has no rows.
         labels: Keys that hold for every row.
     """
     rows: list[Row] = []
@@ -360,7 +364,7 @@ def _measure(runs: Sequence[Run], path: str, reduce: Reducer, reason: str, **lab
         found = reduce(frame) if len(frame) else []
         rows.extend({**base, **row} for row in found)
         if not found:
-            why = f"{reason}: {path} is missing" if missing([run], path) else f"{path} has no rows"
+            why = f"{reason}: {path} is missing" if missing([run], path) else f"{empty} in {path}"
             rows.append({**base, "quantity": _MISSING, "value": math.nan, "note": why})
     return rows
 
@@ -558,7 +562,7 @@ def table_gradients(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFram
 def table_anomaly_masking(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
     """Fill slides 6-5: validation accuracy without the anomaly filters. Source: Dou Hui, doctoral slides, ch. 6."""
     keys = ("checkpoint", "group")
-    measured = _measure(runs, ANOMALY_MASKING, _accuracy_changes, "anomaly filters not masked")
+    measured = _measure(runs, ANOMALY_MASKING, _accuracy_changes, "anomaly filters not masked", "no anomaly filters")
     ours = _summarise(measured, keys, "no anomaly filters to mask")
     rows = _published_rows(published, runs, checkpoint="overfitted")
     return _assemble(ours, rows, published, keys, "no overfitted checkpoint, or no anomaly filters in it")
@@ -566,7 +570,9 @@ def table_anomaly_masking(runs: Sequence[Run], published: pd.DataFrame) -> pd.Da
 
 def table_training(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
     """Fill thesis 4-1: losses and accuracy after training. Source: Wang Xinyuan, bachelor's thesis, ch. 4."""
-    ours = _summarise(_measure(runs, RESULTS, _training_results, "not trained"), ("checkpoint",), "loss not finite")
+    measured = _measure(runs, RESULTS, _training_results, "not trained")
+    measured += _measure(runs, OVERFITTED_RESULTS, _training_results, "no overfitted checkpoint")
+    ours = _summarise(measured, ("checkpoint",), "no such checkpoint")
     rows = _published_rows(published, runs, checkpoint=LAST_EPOCH)
     return _assemble(ours, rows, published, ("checkpoint",), "not trained by nnscan")
 
@@ -614,9 +620,10 @@ TABLES = {
             columns="group",
             caption="The filters of a layer are ranked by the number of clusters that their neurons form. As many "
             "filters as the column 'filters' says (20, or a quarter of the layer where it has fewer than 80) are "
-            "masked at either end, in one layer at a time; 'random' is the mean over draws of as many filters. The "
-            "change is in percent of the unmasked test loss. The source does not say which layer it masks, so its "
-            "values stand beside the mean of our layers. It numbers its data sets 1 to 3 and has no random draws.",
+            "masked at either end, in one layer at a time; among equal numbers of clusters, filters with fewer stray "
+            "neurons rank first. 'random' is the mean over draws of as many filters. The change is in percent of the "
+            "unmasked test loss. The source does not say which layer it masks, so its values stand beside the mean of "
+            "our layers. It numbers its data sets 1 to 3 and has no random draws.",
         ),
         Table(
             id="slides_5-1",
@@ -687,7 +694,7 @@ TABLES = {
             title="Losses and test accuracy after training",
             source=f"{_THESIS} 4-1",
             direction="test loss above training loss",
-            inputs=(RESULTS,),
+            inputs=(RESULTS, OVERFITTED_RESULTS),
             function=table_training,
             columns="quantity",
             caption="The thesis keeps the network after the last of 30 epochs, so its values stand beside our "
@@ -715,10 +722,10 @@ TABLES = {
 
 
 def _reduced(run: Run, path: str, reduce: Reducer) -> list[Row]:
+    if missing([run], path):
+        raise UndefinedStatistic(f"{path} is missing")
     frame = collect([run], path)
-    if frame.empty:
-        raise UndefinedStatistic(f"{path} {'is missing' if missing([run], path) else 'has no rows'}")
-    return reduce(frame)
+    return reduce(frame) if len(frame) else []
 
 
 def _values(rows: Iterable[Row], undefined: str, **keys: object) -> list[float]:
@@ -843,7 +850,9 @@ def outlier_gradient_growth(run: Run) -> float:
 
 def anomaly_over_random(run: Run) -> float:
     """Return the accuracy change without the anomaly filters minus that without random ones, overfitted network."""
-    rows, undefined = _reduced(run, ANOMALY_MASKING, _accuracy_changes), "no anomaly filters in the overfitted network"
+    rows, undefined = _reduced(run, ANOMALY_MASKING, _accuracy_changes), "accuracy undefined"
+    if not any(row["checkpoint"] == "overfitted" for row in rows):
+        raise UndefinedStatistic("no anomaly filters in the overfitted network, or no such network")
     change = {
         group: _values(rows, undefined, checkpoint="overfitted", group=group, quantity="accuracy change")[0]
         for group in ("anomaly", "random")
@@ -1141,7 +1150,7 @@ def number(value: float, decimals: int | None = None) -> str:
 
 
 def _with_unit(name: str, unit: str) -> str:
-    return name if unit in ("", "1", name) else f"{name} [{unit}]"
+    return name if unit in ("", "1") or unit in name.split() else f"{name} [{unit}]"
 
 
 def _key_text(row: Row, key: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -74,13 +76,15 @@ class Protocol:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Use deterministic algorithms inside the block."""
+    """Use deterministic algorithms, and a global generator of its own, inside the block."""
     before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 512) -> tuple[float, float]:
@@ -139,60 +143,79 @@ class _Trainer:
             )
         else:
             self.optimizer = torch.optim.Adam(model.parameters(), protocol.learning_rate, weight_decay=decay)
-        self.generator = torch.Generator().manual_seed(seed)
+        # apart from each other, so that the order does not depend on the augmentation
+        self.order = torch.Generator().manual_seed(seed)
+        self.noise = torch.Generator().manual_seed(seed)
         self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Tensor] = {}
+        self.kept: dict[str, dict[str, Tensor]] = {}
 
     def epoch(self, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> None:
         """Train one epoch and append its record to the history."""
         number = len(self.history) + 1
         x, y = train
-        total, correct = 0.0, 0
+        total, correct, seen = 0.0, 0, 0
         self.model.train()
-        order = torch.randperm(len(x), generator=self.generator)
+        order = torch.randperm(len(x), generator=self.order)
         for batch in torch.split(order, self.protocol.batch_size):
             if len(batch) == 1 and len(x) > 1:  # batch normalisation has no variance of one image
                 continue
-            scores = logits(self.model(augment(x[batch], self.augmentation, self.generator)))
+            scores = logits(self.model(augment(x[batch], self.augmentation, self.noise)))
             loss = nn.functional.cross_entropy(scores, y[batch])
-            if not bool(torch.isfinite(loss)):
-                raise TrainingError(
-                    f"training diverged: loss {float(loss)} in epoch {number} of the {self.phase} training at learning "
-                    f"rate {self.protocol.learning_rate}; lower training.learning_rate or change the optimiser"
-                )
+            self._check("loss", loss.item(), number)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            total += float(loss) * len(batch)
+            total += loss.item() * len(batch)
             correct += int((scores.argmax(1) == y[batch]).sum())
+            seen += len(batch)
         validation_loss, validation_accuracy = evaluate(self.model, *validation)
-        if validation_loss < min((record["validation_loss"] for record in self.history), default=float("inf")):
-            self.best = copy.deepcopy(self.model.state_dict())
+        self._check("validation loss", validation_loss, number)
+        lowest = min((record["validation_loss"] for record in self.history), default=math.inf)
         self.history.append(
             {
                 "phase": self.phase,
                 "epoch": number,
-                "train_loss": total / len(x),
-                "train_accuracy": correct / len(x),
+                "train_loss": total / seen,
+                "train_accuracy": correct / seen,
                 "validation_loss": validation_loss,
                 "validation_accuracy": validation_accuracy,
             }
         )
+        if self.phase == "overfitting":
+            names = ["overfitted"] if number == self.epochs else []
+        else:
+            names = [
+                name for part, name in enumerate(THIRDS, start=1) if number == max(1, round(self.epochs * part / 3))
+            ]
+            names += ["well_trained"] if validation_loss < lowest else []
+        for name in names:
+            self.kept[name] = copy.deepcopy(self.model.state_dict())
+
+    def _check(self, what: str, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"training diverged: {what} {loss} in epoch {epoch} of the {self.phase} training at learning "
+                f"rate {self.protocol.learning_rate}; lower training.learning_rate or change the optimiser"
+            )
 
     def state(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "order": self.order.get_state(),
+            "noise": self.noise.get_state(),
+            "dropout": torch.get_rng_state(),
             "history": self.history,
-            "best": self.best,
+            "kept": self.kept,
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.history, self.best = list(state["history"]), dict(state["best"])
+        self.order.set_state(state["order"])
+        self.noise.set_state(state["noise"])
+        torch.set_rng_state(state["dropout"])
+        self.history, self.kept = list(state["history"]), dict(state["kept"])
 
 
 def _save_state(path: Path, key: str, trainer: _Trainer) -> None:
@@ -206,10 +229,10 @@ def _load_state(path: Path, key: str) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
-    except (RuntimeError, EOFError, ValueError) as error:
-        log.warning("%s is damaged (%s); training starts again", path, error)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        log.warning("%s is damaged (%s); training starts again", path, type(error).__name__)
         return None
-    if state["key"] != key:
+    if state.get("key") != key:
         log.warning("%s belongs to another training; training starts again", path)
         return None
     return state
@@ -247,13 +270,13 @@ def train(
         The table of results: checkpoint, split, loss, accuracy.
 
     Raises:
-        TrainingError: The loss is not finite.
+        TrainingError: The loss of a batch or of the validation split is not finite.
     """
     folder = Path(folder)
     state_path = folder / f"state_{phase}.pt"
     key = digest(asdict(protocol), dataset.digest, seed, phase, origin.get("model"), origin.get("code"))
     tensors = {split: split_tensors(dataset, split) for split in SPLITS}
-    thirds = {round(protocol.epochs * part / 3): name for part, name in enumerate(THIRDS, start=1)}
+    results = []
     with deterministic():
         torch.manual_seed(seed)
         model = build()
@@ -262,23 +285,18 @@ def train(
         if state is not None:
             trainer.resume(state)
             log.info("the %s training goes on after epoch %d", phase, len(trainer.history))
-        with tqdm(total=trainer.epochs, initial=len(trainer.history), desc=phase, disable=not progress) as bar:
+        with tqdm(
+            total=trainer.epochs, initial=len(trainer.history), desc=phase, mininterval=5, disable=not progress
+        ) as bar:
             while len(trainer.history) < trainer.epochs:
                 trainer.epoch(tensors["train"], tensors["validation"])
                 record = trainer.history[-1]
                 log.info("%s", record)
                 bar.update()
-                if phase == "regular" and record["epoch"] in thirds:
-                    save_weights(folder / f"{thirds[record['epoch']]}.safetensors", model, origin)
                 _save_state(state_path, key, trainer)
-        if phase == "regular":
-            model.load_state_dict(trainer.best)
-        final = "well_trained" if phase == "regular" else "overfitted"
-        save_weights(folder / f"{final}.safetensors", model, origin)
-        results = []
-        for name in [*THIRDS, final] if phase == "regular" else [final]:
-            path = folder / f"{name}.safetensors"
-            load_weights(model, read_state(path), path)
+        for name in [*THIRDS, "well_trained"] if phase == "regular" else ["overfitted"]:
+            model.load_state_dict(trainer.kept[name])
+            save_weights(folder / f"{name}.safetensors", model, origin)
             results.append(checkpoint_results(model, name, tensors))
     table = pd.concat(results, ignore_index=True)
     prefix = "" if phase == "regular" else "overfitted_"

@@ -1,4 +1,3 @@
-import re
 import sys
 
 from snakemake.utils import min_version
@@ -6,14 +5,22 @@ from snakemake.utils import min_version
 from nnscan.artifacts import source_digest
 from nnscan.configuration import parse_study
 from nnscan.errors import NnscanError
-from nnscan.layout import CUTTABLE, FIGURES, FORMATS, TABLES, Layout
+from nnscan.layout import (
+    CHECKPOINTS,
+    CUTTABLE,
+    FIGURES,
+    FORMATS,
+    TABLES,
+    Layout,
+    either,
+)
 
 min_version("9.19.0")
 
 
 if not config:
 
-    configfile: "config/config.yaml"
+    configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 try:
@@ -22,13 +29,14 @@ except NnscanError as error:
     sys.exit(f"nnscan: {error}")
 
 layout = Layout(study)
+published = f"{workflow.basedir}/workflow/published"
 
 
 wildcard_constraints:
-    dataset="|".join(re.escape(dataset.name) for dataset in study.datasets),
-    model="|".join(re.escape(model.name) for model in study.models),
-    seed="|".join(map(str, study.seeds)),
-    checkpoint="third1|third2|third3|well_trained|overfitted",
+    dataset=either(dataset.name for dataset in study.datasets),
+    model=either(model.name for model in study.models),
+    seed=either(map(str, study.seeds)),
+    checkpoint=either(("third1", "third2", "third3", *CHECKPOINTS)),
     shard=r"\d+",
 
 

@@ -58,14 +58,25 @@ rule interpretable_properties:
 
 rule anomaly_filters:
     input:
-        components=layout.run("scan/{checkpoint}/components.h5"),
+        components=[
+            layout.run(f"scan/{checkpoint}/components.h5")
+            for checkpoint in CHECKPOINTS
+        ],
     output:
-        anomaly=layout.run("metrics/{checkpoint}/anomaly.parquet"),
-        outliers=layout.run("metrics/{checkpoint}/outliers.parquet"),
+        anomaly=[
+            layout.run(f"metrics/{checkpoint}/anomaly.parquet")
+            for checkpoint in CHECKPOINTS
+        ],
+        outliers=[
+            layout.run(f"metrics/{checkpoint}/outliers.parquet")
+            for checkpoint in CHECKPOINTS
+        ],
     log:
-        layout.log("anomaly_filters", "dataset", "model", "seed", "checkpoint"),
+        layout.log("anomaly_filters", "dataset", "model", "seed"),
     benchmark:
-        layout.benchmark("anomaly_filters", "dataset", "model", "seed", "checkpoint")
+        layout.benchmark("anomaly_filters", "dataset", "model", "seed")
+    wildcard_constraints:
+        model=either(layout.overfitted()),
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -75,9 +86,19 @@ rule anomaly_filters:
         anomaly=study.anomaly.model_dump(exclude={"source", "samples"}),
         code=source_digest("anomaly"),
     message:
-        "Anomaly filters of {wildcards.model} ({wildcards.checkpoint}) on {wildcards.dataset}, seed {wildcards.seed}"
+        "Anomaly filters of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
     script:
         "../scripts/anomaly_filters.py"
+
+
+use rule anomaly_filters as anomaly_filters_of_one_checkpoint with:
+    input:
+        components=[layout.run("scan/well_trained/components.h5")],
+    output:
+        anomaly=[layout.run("metrics/well_trained/anomaly.parquet")],
+        outliers=[layout.run("metrics/well_trained/outliers.parquet")],
+    wildcard_constraints:
+        model=either(layout.never_overfitted()),
 
 
 rule similarity:

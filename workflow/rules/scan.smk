@@ -29,13 +29,21 @@ rule scan_neurons:
 rule project_filters:
     input:
         data=layout.dataset("data.h5"),
-        weights=layout.run("training/{checkpoint}.safetensors"),
+        weights=[
+            layout.run(f"training/{checkpoint}.safetensors")
+            for checkpoint in CHECKPOINTS
+        ],
     output:
-        components=layout.run("scan/{checkpoint}/components.h5"),
+        components=[
+            layout.run(f"scan/{checkpoint}/components.h5")
+            for checkpoint in CHECKPOINTS
+        ],
     log:
-        layout.log("project_filters", "dataset", "model", "seed", "checkpoint"),
+        layout.log("project_filters", "dataset", "model", "seed"),
     benchmark:
-        layout.benchmark("project_filters", "dataset", "model", "seed", "checkpoint")
+        layout.benchmark("project_filters", "dataset", "model", "seed")
+    wildcard_constraints:
+        model=either(layout.overfitted()),
     conda:
         "../../envs/cuda.yaml"
     resources:
@@ -47,6 +55,16 @@ rule project_filters:
         layers=study.scan.layers,
         code=source_digest("components", "scanner", "training"),
     message:
-        "Filter images of {wildcards.model} ({wildcards.checkpoint}) on {wildcards.dataset}, seed {wildcards.seed}, as points"
+        "Filter images of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}, as points"
     script:
         "../scripts/project_filters.py"
+
+
+use rule project_filters as project_filters_of_one_checkpoint with:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=[layout.run("training/well_trained.safetensors")],
+    output:
+        components=[layout.run("scan/well_trained/components.h5")],
+    wildcard_constraints:
+        model=either(layout.never_overfitted()),

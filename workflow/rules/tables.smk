@@ -1,8 +1,8 @@
 rule render_tables:
     input:
         [file for run in layout.runs() for file in layout.run_files(run)],
-        published=expand("workflow/published/{table}.csv", table=TABLES),
-        claims="workflow/published/claims.csv",
+        published=expand(f"{published}/{{table}}.csv", table=TABLES),
+        claims=f"{published}/claims.csv",
     output:
         report(
             expand(f"{layout.root}/tables/{{table}}.html", table=TABLES),

@@ -11,7 +11,7 @@ rule train_model:
     benchmark:
         layout.benchmark("train_model", "dataset", "model", "seed")
     wildcard_constraints:
-        model="|".join(map(re.escape, layout.trained())) or "none^",
+        model=either(layout.trained()),
     conda:
         "../../envs/cuda.yaml"
     resources:
@@ -30,9 +30,7 @@ rule train_model:
         "../scripts/train_model.py"
 
 
-rule overfit_model:
-    input:
-        data=layout.dataset("data.h5"),
+use rule train_model as overfit_model with:
     output:
         overfitted=layout.run("training/overfitted.safetensors"),
         history=layout.run("training/overfitted_history.csv"),
@@ -41,13 +39,6 @@ rule overfit_model:
         layout.log("overfit_model", "dataset", "model", "seed"),
     benchmark:
         layout.benchmark("overfit_model", "dataset", "model", "seed")
-    wildcard_constraints:
-        model="|".join(map(re.escape, layout.trained())) or "none^",
-    conda:
-        "../../envs/cuda.yaml"
-    resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=lambda wildcards, attempt: 480 * attempt,
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
         protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
@@ -57,8 +48,6 @@ rule overfit_model:
         code=source_digest("training"),
     message:
         "Overfitting {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
-    script:
-        "../scripts/train_model.py"
 
 
 rule adopt_model:
@@ -74,7 +63,7 @@ rule adopt_model:
     benchmark:
         layout.benchmark("adopt_model", "dataset", "model", "seed")
     wildcard_constraints:
-        model="|".join(map(re.escape, layout.adopted())) or "none^",
+        model=either(layout.adopted()),
     conda:
         "../../envs/cpu.yaml"
     resources:

@@ -6,12 +6,10 @@ from nnscan.components import read_components
 from nnscan.jobs import job
 
 with job(snakemake):
-    samples, components = read_components(snakemake.input.components)
-    filters, outliers = network_anomalies(
-        samples, components, int(snakemake.wildcards.seed), **snakemake.params.anomaly
-    )
-    origin = provenance(
-        components=file_digest(snakemake.input.components), seed=snakemake.wildcards.seed, code=snakemake.params.code
-    )
-    write_frame(snakemake.output.anomaly, filters, origin)
-    write_frame(snakemake.output.outliers, outliers, origin)
+    seed, output = int(snakemake.wildcards.seed), snakemake.output
+    files = zip(snakemake.input.components, output.anomaly, output.outliers, strict=True)
+    for components, anomaly, outliers in files:
+        filters, samples = network_anomalies(*read_components(components), seed, **snakemake.params.anomaly)
+        origin = provenance(components=file_digest(components), seed=seed, code=snakemake.params.code)
+        write_frame(anomaly, filters, origin)
+        write_frame(outliers, samples, origin)

@@ -10,23 +10,14 @@ from nnscan.models import select_layers
 from nnscan.training import restore
 
 with job(snakemake):
+    params = snakemake.params
     dataset = read_dataset(snakemake.input.data)
-    samples = stratified_sample(dataset.splits["train"].labels, snakemake.params.anomaly["samples"], seed=0)
-    model = restore(
-        snakemake.params.model["source"], snakemake.params.model["options"], dataset, snakemake.input.weights
-    )
+    samples = stratified_sample(dataset.splits["train"].labels, params.anomaly["samples"], seed=0)
     x = torch.from_numpy(dataset.inputs("train", samples))
-    write_components(
-        snakemake.output.components,
-        model,
-        x,
-        select_layers(model, x, snakemake.params.layers),
-        samples,
-        snakemake.params.anomaly["source"],
-        provenance(
-            data=dataset.digest,
-            checkpoint=file_digest(snakemake.input.weights),
-            seed=snakemake.wildcards.seed,
-            code=snakemake.params.code,
-        ),
-    )
+    for weights, components in zip(snakemake.input.weights, snakemake.output.components, strict=True):
+        model = restore(params.model["source"], params.model["options"], dataset, weights)
+        origin = provenance(
+            data=dataset.digest, checkpoint=file_digest(weights), seed=snakemake.wildcards.seed, code=params.code
+        )
+        layers = select_layers(model, x, params.layers)
+        write_components(components, model, x, layers, samples, params.anomaly["source"], origin)

@@ -1,0 +1,258 @@
+"""The pipeline as a user runs it: plans, errors before any job, one small study from end to end, reruns, resuming."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from nnscan.artifacts import read_frame, read_provenance
+from nnscan.configuration import read_study
+from nnscan.layout import Layout
+
+LAST = {"draw_figures", "render_tables", "write_report"}
+STUDIES = ["config/config.yaml", *(f"config/studies/{name}.yaml" for name in ("smoke", "mnist", "cifar10"))]
+
+
+def snakemake(
+    repository: Path, folder: Path, *arguments: str | Path, package: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake on the project's Snakefile with results in `folder`."""
+    environment = {**os.environ, "PYTHONPATH": str(package or "")}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", repository / "Snakefile", "--directory", folder]
+    return subprocess.run(
+        [*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def write_config(folder: Path, values: dict) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def smoke(repository: Path) -> dict:
+    return yaml.safe_load((repository / "config/studies/smoke.yaml").read_text(encoding="utf-8"))
+
+
+def complete(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the smoke study has been run."""
+    folder = tmp_path_factory.mktemp("smoke")
+    complete(snakemake(repository, folder, "--cores", "2", "--configfile", repository / "config/studies/smoke.yaml"))
+    return folder
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_plans_each_of_its_runs(repository: Path, tmp_path: Path, study: str) -> None:
+    output = complete(snakemake(repository, tmp_path, "--dry-run", "--cores", "2", "--configfile", repository / study))
+    layout = Layout(read_study(repository / study))
+    lines = [line.split() for line in output.splitlines() if line.startswith(("train_", "scan_"))]
+    counts = {name: int(count) for name, count in lines}
+    assert counts == {"train_model": len(layout.runs()), "scan_neurons": len(layout.runs()) * len(layout.shards())}
+
+
+def test_no_configfile_means_the_embedded_default(repository: Path, tmp_path: Path) -> None:
+    output = complete(snakemake(repository, tmp_path, "--dry-run", "--cores", "2"))
+    assert "results/digits/report.html" in output
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"trainig": {}}, "unknown key trainig; did you mean 'training'?"),
+        ({"scan": {"sampels": 3}}, "unknown key scan.sampels; did you mean 'samples'?"),
+        ({"training": {"optimizer": "adm"}}, "training.optimizer: 'adm' is not possible; did you mean 'adam'?"),
+    ],
+)
+def test_an_unknown_key_or_value_stops_before_any_job(
+    repository: Path, tmp_path: Path, change: dict, sentence: str
+) -> None:
+    config = write_config(tmp_path, {**smoke(repository), **change})
+    result = snakemake(repository, tmp_path, "--cores", "2", "--configfile", config)
+    assert result.returncode != 0
+    assert sentence in result.stdout + result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_study_ends_with_tables_figures_claims_and_report(repository: Path, finished: Path) -> None:
+    layout = Layout(read_study(repository / "config/studies/smoke.yaml"))
+    for path in [*layout.tables(), *layout.figures(), f"{layout.root}/claims.csv", f"{layout.root}/report.html"]:
+        assert (finished / path).stat().st_size > 0, path
+    claims = pd.read_csv(finished / layout.root / "claims.csv")
+    assert set(claims["verdict"]) <= {"reproduced", "contradicted", "inconclusive"}
+    assert list((finished / layout.root / "logs").glob("*/*.log"))
+    assert list((finished / layout.root / "benchmarks").glob("*/*.tsv"))
+
+
+def test_artefacts_carry_their_provenance(finished: Path) -> None:
+    run = finished / "results/smoke/digits/simple_cnn/seed0"
+    origin = read_provenance(run / "metrics/well_trained/properties.parquet")
+    assert {"data", "checkpoint", "code", "seed", "versions", "created"} <= set(origin)
+    assert origin["data"] == read_provenance(finished / "results/smoke/digits/data.h5")["data"]
+
+
+def test_a_second_run_has_nothing_to_do(repository: Path, finished: Path) -> None:
+    study = repository / "config/studies/smoke.yaml"
+    assert "Nothing to be done" in complete(snakemake(repository, finished, "--cores", "2", "--configfile", study))
+
+
+def test_snakemake_s_own_report_is_written(repository: Path, finished: Path) -> None:
+    study = repository / "config/studies/smoke.yaml"
+    complete(snakemake(repository, finished, "--configfile", study, "--report", "report.zip"))
+    assert (finished / "report.zip").stat().st_size > 100_000
+
+
+def planned(repository: Path, folder: Path, package: Path) -> set[str]:
+    """Return the rules that a dry run would start with another copy of the package."""
+    study = repository / "config/studies/smoke.yaml"
+    output = complete(
+        snakemake(repository, folder, "--dry-run", "--cores", "2", "--configfile", study, package=package)
+    )
+    table = output.split("job  ")[-1] if "Nothing to be done" not in output else ""
+    return {line.split()[0] for line in table.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit()} - {
+        "all", "total",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "edit", "rules"),
+    [
+        ("quantity", "\nADDED = 1\n", {"feature_quantity", "mask_diverse_filters", *LAST}),
+        ("quantity", "\n# a remark\n", set()),
+        ("anomaly", "\nADDED = 1\n", {"anomaly_filters", "mask_anomalies", *LAST}),
+        ("report", "\nADDED = 1\n", {"write_report"}),
+    ],
+)
+def test_a_changed_module_reruns_its_stage_and_what_follows(
+    repository: Path, finished: Path, tmp_path: Path, module: str, edit: str, rules: set[str]
+) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(repository / "src" / "nnscan", package / "nnscan")
+    with open(package / "nnscan" / f"{module}.py", "a", encoding="utf-8") as stream:
+        stream.write(edit)
+    assert planned(repository, finished, package) == rules
+
+
+def test_equal_seeds_give_equal_tables_also_after_a_kill(repository: Path, finished: Path, tmp_path: Path) -> None:
+    """Snakemake and its jobs are killed in the middle; the same command, unlocked, ends with the same bytes."""
+    study = repository / "config/studies/smoke.yaml"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", repository / "Snakefile", "--directory", tmp_path]
+    process = subprocess.Popen(
+        [*map(str, command), "--cores", "2", "--configfile", str(study)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    states = tmp_path / "results/smoke/digits/simple_cnn/seed0/training"
+    deadline = time.monotonic() + 120
+    while not list(states.glob("state_*.pt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "results/smoke/claims.csv").exists()
+    complete(snakemake(repository, tmp_path, "--unlock", "--configfile", study))
+    complete(snakemake(repository, tmp_path, "--cores", "2", "--configfile", study))
+    tables = sorted(path.relative_to(finished) for path in finished.glob("results/smoke/tables/*.csv"))
+    assert tables
+    for table in [*tables, Path("results/smoke/claims.csv")]:
+        assert (tmp_path / table).read_bytes() == (finished / table).read_bytes(), table
+
+
+OWN_MODEL = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.deep = nn.Conv2d(6, 9, 3)
+        self.head = nn.Linear(9, classes)
+
+    def forward(self, x):
+        x = torch.relu_(self.norm(self.conv(x)))
+        x = torch.relu(self.deep(nn.functional.max_pool2d(x, 2)))
+        return self.head(x.mean((2, 3)))
+
+
+def build(classes):
+    return Net(classes)
+"""
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> dict:
+    """A model of one's own in a file outside the project, with a checkpoint as training scripts leave them."""
+    (tmp_path / "mine.py").write_text(OWN_MODEL, encoding="utf-8")
+    namespace: dict = {}
+    exec(OWN_MODEL, namespace)
+    torch.manual_seed(3)
+    state = {f"module.{key}": value for key, value in namespace["build"](10).state_dict().items()}
+    torch.save({"epoch": 7, "model": state}, tmp_path / "mine.pt")
+    return {
+        "name": "mine",
+        "source": f"{tmp_path}/mine.py:build",
+        "options": {"classes": 10},
+        "weights": str(tmp_path / "mine.pt"),
+        "state_dict_key": "model",
+        "strip_prefix": "module.",
+    }
+
+
+def test_a_model_of_one_s_own_goes_through_by_configuration_alone(
+    repository: Path, tmp_path: Path, own_model: dict
+) -> None:
+    config = write_config(tmp_path, {**smoke(repository), "study": "mine", "models": [own_model]})
+    complete(snakemake(repository, tmp_path, "--cores", "2", "--configfile", config))
+    run = tmp_path / "results/mine/digits/mine/seed0"
+    quantities = read_frame(run / "metrics/well_trained/quantity.parquet")
+    assert quantities.groupby("layer", sort=False).size().to_dict() == {"norm": 6 * 14 * 14, "deep": 9 * 5 * 5}
+    assert (tmp_path / "results/mine/report.html").exists()
+    table = pd.read_csv(tmp_path / "results/mine/tables/slides_6-2.csv")
+    assert table["note"].str.contains("overfitted").any()  # marked as missing, not invented
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"strip_prefix": None}, "does not fit the model"),
+        ({"state_dict_key": "state"}, "has no key 'state'"),
+        ({"source": "{folder}/mine.py:bild"}, "has no factory 'bild'; did you mean 'build'?"),
+    ],
+)
+def test_a_wrong_checkpoint_or_factory_is_named_and_nothing_is_left_behind(
+    repository: Path, tmp_path: Path, own_model: dict, change: dict, sentence: str
+) -> None:
+    changed = {key: value and value.format(folder=tmp_path) for key, value in change.items()}
+    config = write_config(tmp_path, {**smoke(repository), "models": [{**own_model, **changed}]})
+    target = "results/smoke/digits/mine/seed0/training/well_trained.safetensors"
+    result = snakemake(repository, tmp_path, "--cores", "1", "--configfile", config, target)
+    assert result.returncode != 0
+    assert sentence in result.stderr
+    assert not (tmp_path / target).exists()
+    assert sentence in (tmp_path / "results/smoke/logs/adopt_model/digits_mine_0.log").read_text(encoding="utf-8")
+
+
+def test_missing_data_says_where_it_was_looked_for(repository: Path, tmp_path: Path) -> None:
+    dataset = {"name": "mnist", "source": "mnist", "root": str(tmp_path / "nowhere")}
+    config = write_config(tmp_path, {**smoke(repository), "datasets": [dataset]})
+    target = "results/smoke/mnist/data.h5"
+    result = snakemake(repository, tmp_path, "--cores", "1", "--configfile", config, target)
+    assert result.returncode != 0
+    assert str(tmp_path / "nowhere") in result.stderr
+    assert "download" in result.stderr

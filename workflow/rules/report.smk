@@ -1,0 +1,33 @@
+rule write_report:
+    input:
+        layout.figures(),
+        [
+            file
+            for run in layout.runs()
+            for file in layout.run_files(run)
+            if file.endswith("results.csv")
+        ],
+        tables=expand(f"{layout.root}/tables/{{table}}.csv", table=TABLES),
+        claims=f"{layout.root}/claims.csv",
+    output:
+        report=f"{layout.root}/report.html",
+    log:
+        layout.log("write_report"),
+    benchmark:
+        layout.benchmark("write_report")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        root=layout.root,
+        study=study.study,
+        runs=[list(run) for run in layout.runs()],
+        tables=list(TABLES),
+        figures=layout.captioned_figures(),
+        code=source_digest("report"),
+    message:
+        "Writing the report"
+    script:
+        "../scripts/write_report.py"

@@ -1,0 +1,32 @@
+"""Write the study's report: tables, claims with verdicts, figures and provenance on one page."""
+
+import json
+from pathlib import Path
+
+from nnscan.artifacts import read_provenance
+from nnscan.jobs import job
+from nnscan.report import Study, write_report
+from nnscan.tables import TABLES, read_csv
+
+with job(snakemake):
+    params, root = snakemake.params, Path(snakemake.params.root)
+    datasets, models, seeds = (list(dict.fromkeys(names)) for names in zip(*params.runs, strict=True))
+    artefacts = [root / dataset / "data.h5" for dataset in datasets]
+    for dataset, model, seed in params.runs:
+        artefacts += sorted((root / dataset / model / f"seed{seed}").glob("metrics/*/*.parquet"))
+    origins = {str(path.relative_to(root)): read_provenance(path) for path in artefacts}
+    shown = ("data", "scan", "components", "checkpoint", "code", "created")
+    provenance = [{"artefact": name, **{key: origin.get(key, "") for key in shown}} for name, origin in origins.items()]
+    first = origins[f"{datasets[0]}/data.h5"]
+    study = Study(
+        params.study,
+        "What every neuron and every filter of these networks has learned, tested by masking and pruning, beside the "
+        "published tables.",
+        datasets,
+        models,
+        seeds,
+        first["machine"],
+        json.loads(first["versions"]),
+    )
+    tables = [(TABLES[name], read_csv(root / "tables" / f"{name}.csv")) for name in params.tables]
+    write_report(snakemake.output.report, study, tables, read_csv(snakemake.input.claims), params.figures, provenance)
