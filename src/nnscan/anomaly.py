@@ -368,17 +368,20 @@ def network_anomalies(
 
     Returns:
         The table of `anomaly_signs` with layer and depth in front and without the lists of outliers; and the outlier
-        samples of the anomaly filters: layer, filter, sample (identifier).
+        samples of every filter that has any: layer, filter, sample (identifier), is_anomaly (of the filter).
     """
     tables, outliers = [], []
     for depth, (layer, found) in enumerate(components.items()):
         table = anomaly_points(found.points, found.activation, seed, k_rule, outlier_share, ch_factor, activation_sd)
         table.insert(0, "layer", layer)
         table.insert(1, "depth", depth)
-        for row in table[table["is_anomaly"]].to_dict("records"):
-            outliers += [(layer, row["filter"], int(samples[position])) for position in row["outliers"]]
+        for row in table.to_dict("records"):
+            verdict = bool(row["is_anomaly"])
+            outliers += [(layer, row["filter"], int(samples[position]), verdict) for position in row["outliers"]]
         tables.append(table.drop(columns="outliers"))
     return (
         pd.concat(tables, ignore_index=True),
-        pd.DataFrame(outliers, columns=["layer", "filter", "sample"]).astype({"filter": int, "sample": int}),
+        pd.DataFrame(outliers, columns=["layer", "filter", "sample", "is_anomaly"]).astype(
+            {"filter": int, "sample": int, "is_anomaly": bool}
+        ),
     )

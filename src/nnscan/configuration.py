@@ -127,7 +127,7 @@ class TrainingConfig(_Closed):
         "none", description="shift: random crop after padding by an eighth; flip: left to right"
     )
     overfitting_epochs: int = Field(
-        100, ge=0,
+        80, ge=0,
         description="epochs of the long training without weight decay and augmentation that ends in the overfitted "
         "checkpoint, from the same start; 0: none",
     )  # fmt: skip
@@ -169,6 +169,11 @@ class QuantityConfig(_Closed):
     """Feature quantity FQ."""
 
     noise: Literal["linear", "exponential"] = Field("linear", description="noise factor K(r): 1 - r, or exp(-r)")
+    form: Literal["printed", "ssim"] = Field(
+        "printed",
+        description="quality of a learning image: l c s as the slides print them, or the SSIM index, which has the "
+        "constants in its numerators too",
+    )
 
 
 class PropertiesConfig(_Closed):

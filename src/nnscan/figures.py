@@ -164,13 +164,13 @@ def quantity(quantities: pd.DataFrame) -> Figure:
     Args:
         quantities: The tables of feature quantities of all seeds, with the column seed.
     """
-    frame = quantities.assign(SSIM=quantities["l"] * quantities["c"] * quantities["s"])
+    frame = quantities.assign(SSIM=quantities["ssim"])
     layers = frame.sort_values("depth")["layer"].unique().tolist()
     frame["conv"] = frame["layer"].map(dict(zip(layers, short_layers(layers), strict=True)))
     masked = bool(frame["fq"].notna().any())
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     means = frame.groupby(["seed", "depth", "conv"])[["fq", "SSIM"]].mean().reset_index()
-    for name, label in (("fq", "FQ"), ("SSIM", "SSIM (l c s)")):
+    for name, label in (("fq", "FQ"), ("SSIM", "SSIM")):
         if name == "SSIM" or masked:
             sns.lineplot(means.sort_values("depth"), x="conv", y=name, marker="o", errorbar="sd", ax=left, label=label)
     left.set(xlabel="", ylabel="mean over neurons", title="By layer (band: spread over seeds)", ylim=(0, None))

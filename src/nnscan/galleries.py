@@ -19,7 +19,7 @@ from nnscan.scanner import learning_images
 def quantity_portraits(model: nn.Module, dataset: Dataset, quantities: pd.DataFrame, count: int = 4) -> list[Portrait]:
     """Return learning images of the neurons of the largest and of the smallest positive FQ of each layer.
 
-    Where there are no foreground masks, SSIM = l c s takes the place of FQ. One neuron of a filter is shown at most.
+    Where there are no foreground masks, SSIM takes the place of FQ. One neuron of a filter is shown at most.
 
     Args:
         model: The model.
@@ -28,7 +28,7 @@ def quantity_portraits(model: nn.Module, dataset: Dataset, quantities: pd.DataFr
         count: Neurons at each end.
     """
     name = "FQ" if quantities["fq"].notna().any() else "SSIM"
-    score = quantities["fq"] if name == "FQ" else quantities["l"] * quantities["c"] * quantities["s"]
+    score = quantities["fq"] if name == "FQ" else quantities["ssim"]
     frame = quantities.assign(score=score).query("score > 0").sort_values(["score", "filter"], ascending=[False, True])
     shapes = quantities.groupby("layer")[["row", "column"]].max() + 1
     portraits = []
@@ -54,7 +54,7 @@ def anomaly_clouds(
     outliers: pd.DataFrame,
     count: int = 4,
 ) -> list[Cloud]:
-    """Return the points of some filters with their outliers: anomaly filters first, then by CH index.
+    """Return the points of some filters with their outliers: anomalies first, then filters with outliers, by CH index.
 
     Args:
         dataset: The data; the samples are those of the train split.
@@ -64,7 +64,8 @@ def anomaly_clouds(
         outliers: Outlier samples of filters: layer, filter, sample.
         count: How many filters.
     """
-    frame = anomalies.dropna(subset=["ch"]).sort_values(["is_anomaly", "ch"], ascending=False).head(count)
+    ranked = anomalies.dropna(subset=["ch"]).sort_values(["is_anomaly", "unbalanced", "ch"], ascending=False)
+    frame = ranked.head(count)
     clouds = []
     for row in frame.to_dict("records"):
         layer, number = row["layer"], row["filter"]

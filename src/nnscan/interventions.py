@@ -28,8 +28,12 @@ Filters = Mapping[str, Sequence[int]]
 RANKINGS = ("T_m", "T_v", "T_c", "T_cor")
 
 
+def _filter_count(model: nn.Module, layer: NeuronLayer) -> int:
+    return len(model.get_submodule(layer.weights).weight)  # type: ignore[arg-type]
+
+
 def _check_filters(model: nn.Module, layer: NeuronLayer, filters: Sequence[int]) -> None:
-    count = len(model.get_submodule(layer.weights).weight)  # type: ignore[arg-type]
+    count = _filter_count(model, layer)
     wrong = [index for index in filters if not 0 <= index < count]
     if wrong:
         raise LayerError(f"the layer {layer.name!r} has the filters 0 to {count - 1}; asked for {wrong}")
@@ -67,7 +71,7 @@ def masked(model: nn.Module, x: Tensor, filters: Filters) -> Iterator[None]:
             if layer.activation is not None:
                 activation = model.get_submodule(layer.activation)
                 with torch.no_grad():
-                    at_zero = activation(x.new_zeros(1, 1, 1, 1))
+                    at_zero = activation(x.new_zeros(1, _filter_count(model, layer), 1, 1))
                 if bool((at_zero != 0).any()):
                     raise ModelError(
                         f"filters of {name!r} cannot be masked: its activation {type(activation).__name__} turns 0 "
@@ -104,7 +108,7 @@ def pruned(model: nn.Module, x: Tensor, filters: Filters) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for parameter, chosen, values in kept:
+            for parameter, chosen, values in reversed(kept):  # what was kept first are the true values
                 parameter[chosen] = values
 
 
@@ -305,7 +309,7 @@ def outlier_gradients(
         x: The samples of the anomaly search (N, C, H, W).
         y: Labels (N,).
         samples: Identifiers of the samples (N,).
-        outliers: The outlier samples of anomaly filters, by identifier in the column sample.
+        outliers: Outlier samples of filters: sample (identifier), is_anomaly; those of anomaly filters count.
         checkpoint: Name of the checkpoint, for the table.
 
     Returns:
@@ -314,7 +318,7 @@ def outlier_gradients(
     Source: Dou Hui, doctoral slides, table 6-3.
     """
     norms = sample_gradients(model, x, y)
-    is_outlier = np.isin(samples, outliers["sample"].to_numpy())
+    is_outlier = np.isin(samples, outliers[outliers["is_anomaly"]]["sample"].to_numpy())
     rows = []
     for group, members in (("outlier", is_outlier), ("normal", ~is_outlier)):
         mean = float(norms[members].mean()) if members.any() else float("nan")

@@ -46,7 +46,7 @@ FIGURE_CAPTIONS = {
     "training without regularisation that ends in the overfitted model.",
     "anomaly": "Left: how many filters are anomalies. Right: each point is an image of the training set as one filter "
     "sees it; a few points far away from a dense cloud make an anomaly filter. Of the last checkpoint and first seed: "
-    "anomaly filters first, then the filters of the highest CH index.",
+    "anomaly filters first, then filters with outliers, by CH index.",
 }
 """How to read each figure."""
 

@@ -34,6 +34,7 @@ C3 = C2 / 2
 
 PARTS = ("l", "c", "s", "vf", "nf")
 Noise = Literal["linear", "exponential"]
+Form = Literal["printed", "ssim"]
 Array = NDArray[np.float64]
 
 
@@ -57,6 +58,18 @@ def structure(covariance: Array, deviation_input: Array, deviation_image: Array)
     return covariance / (deviation_input * deviation_image + C3)
 
 
+def structural_similarity(
+    mean_input: Array, mean_image: Array, deviation_input: Array, deviation_image: Array, covariance: Array
+) -> Array:
+    """Return the SSIM index of two images from their statistics over the whole image, in [-1, 1].
+
+    Unlike l, c and s as the slides print them it has the constants in its numerators too, so that two nearly blank
+    images are similar.
+    """
+    numerator = (2 * mean_input * mean_image + C1) * (2 * covariance + C2)
+    return numerator / ((mean_input**2 + mean_image**2 + C1) * (deviation_input**2 + deviation_image**2 + C2))
+
+
 def noise_factor(noise_share: Array, noise: Noise = "linear") -> Array:
     """Return K of the share of noise pixels N_n / N: 1 without noise, falling with it.
 
@@ -69,8 +82,8 @@ def noise_factor(noise_share: Array, noise: Noise = "linear") -> Array:
     raise NnscanError(f"unknown noise factor {noise!r}; possible: linear, exponential")
 
 
-def quantity_parts(moments: Moments, layer: str, noise: Noise = "linear") -> dict[str, Array]:
-    """Return l, c, s, vf, nf and fq of every neuron and sample of a layer, each (N, K, h, w).
+def quantity_parts(moments: Moments, layer: str, noise: Noise = "linear", form: Form = "printed") -> dict[str, Array]:
+    """Return l, c, s, vf, nf, fq and ssim of every neuron and sample of a layer, each (N, K, h, w).
 
     Without foreground masks l, c and s compare with the whole input, and vf, nf and fq, which need a foreground, are
     NaN. A neuron without an image (its value is <= 0) has all parts 0 except nf, which is 1.
@@ -89,33 +102,40 @@ def quantity_parts(moments: Moments, layer: str, noise: Noise = "linear") -> dic
     product = scaled_total(raw["cross_foreground"], raw["input_total_foreground"])
     deviation_input = np.sqrt(np.maximum(raw["input_square_foreground"] / pixels - mean_input**2, 0))
     deviation_image = np.sqrt(np.maximum(square_image / pixels - mean_image**2, 0))
+    covariance = product / pixels - mean_input * mean_image
     parts = {
         "l": luminance(mean_input, mean_image),
         "c": contrast(deviation_input, deviation_image),
-        "s": structure(product / pixels - mean_input * mean_image, deviation_input, deviation_image),
+        "s": structure(covariance, deviation_input, deviation_image),
     }
+    ssim = structural_similarity(mean_input, mean_image, deviation_input, deviation_image, covariance)
     if moments.masked:
         parts["vf"] = _ratio(raw["count_foreground"], np.broadcast_to(foreground, low.shape).copy())
         parts["nf"] = noise_factor(raw["count_background"] / pixels, noise)
-        similarity = parts["l"] * parts["c"] * parts["s"]
+        quality = ssim if form == "ssim" else parts["l"] * parts["c"] * parts["s"]
         # a negative covariance would make a quantity negative; it counts as nothing learned
-        parts["fq"] = np.maximum(parts["nf"] * parts["vf"] * similarity, 0)
+        parts["fq"] = np.maximum(parts["nf"] * parts["vf"] * quality, 0)
     else:
         parts.update({name: np.full_like(low, np.nan) for name in ("vf", "nf", "fq")})
+    # a neuron without an image has nothing to be compared
+    parts["ssim"] = np.where(raw["maximum"] > 0, ssim, 0)
     return parts
 
 
-def feature_quantity(moments: Moments, noise: Noise = "linear") -> pd.DataFrame:
+def feature_quantity(moments: Moments, noise: Noise = "linear", form: Form = "printed") -> pd.DataFrame:
     """Return the feature quantity of every neuron for every sample; FQ of a neuron is its maximum over samples.
 
     Args:
         moments: The result of a scan.
         noise: The noise factor K: "linear" (1 - r) or "exponential" (exp(-r)).
+        form: The quality of an image: "printed", l c s as the slides print them; "ssim", the SSIM index, whose
+            numerators have the constants too.
 
     Returns:
         One row per layer, neuron and sample with the columns layer, filter, row, column, sample, activation, l, c, s
         (similarity of image and foreground, each <= 1), vf = N_e / N_f and nf = K(N_n / N) in [0, 1], and
-        fq = nf vf l c s in [0, 1], negative values counted as 0. Without foreground masks vf, nf and fq are NaN.
+        fq = nf vf l c s in [0, 1], negative values counted as 0; ssim in [-1, 1] beside them. Without foreground masks
+        vf, nf and fq are NaN.
 
     Source: Dou Hui, doctoral slides, ch. 4 (feature quantity of a neuron).
     """
@@ -123,31 +143,34 @@ def feature_quantity(moments: Moments, noise: Noise = "linear") -> pd.DataFrame:
     for layer in moments.layers:
         part = moments.select(layer)
         frame = part.to_dataframe()[["layer", "filter", "row", "column", "sample", "activation"]]
-        for name, values in quantity_parts(part, layer, noise).items():
+        for name, values in quantity_parts(part, layer, noise, form).items():
             frame[name] = values.ravel()
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
 
-def neuron_quantity(layers: Iterable[tuple[str, Moments]], noise: Noise = "linear") -> pd.DataFrame:
+def neuron_quantity(
+    layers: Iterable[tuple[str, Moments]], noise: Noise = "linear", form: Form = "printed"
+) -> pd.DataFrame:
     """Return FQ of every neuron: the parts at the sample with the largest fq, layer by layer.
 
-    Where there are no foreground masks, the sample is the one with the largest l c s.
+    Where there are no foreground masks, the sample is the one with the largest ssim.
 
     Args:
         layers: Layer names and their moments, in depth order (`moments.read_layers`).
-        noise: The noise factor.
+        noise: See `feature_quantity`.
+        form: See `feature_quantity`.
 
     Returns:
-        One row per neuron: layer, depth, filter, row, column, l, c, s, vf, nf, fq, sample, activation (at that
+        One row per neuron: layer, depth, filter, row, column, l, c, s, vf, nf, fq, ssim, sample, activation (at that
         sample), fq_mean (over samples), active (share of samples with value > 0), negative (share of samples whose
         covariance is negative), correlation (Pearson's r of activation and fq over samples, NaN where constant).
     """
     frames = []
     for depth, (layer, moments) in enumerate(layers):
-        parts = quantity_parts(moments, layer, noise)
+        parts = quantity_parts(moments, layer, noise, form)
         activation = moments.layers[layer]["activation"].astype(np.float64)
-        score = parts["fq"] if moments.masked else parts["l"] * parts["c"] * parts["s"]
+        score = parts["fq"] if moments.masked else parts["ssim"]
         best = score.argmax(0)[None]
         _, filters, row, column = (index.ravel() for index in np.indices(best.shape))
         frames.append(
@@ -180,9 +203,9 @@ def _correlation(a: Array, b: Array) -> Array:
     return correlation
 
 
-def scan_quantity(paths: Sequence[str | Path], noise: Noise = "linear") -> pd.DataFrame:
+def scan_quantity(paths: Sequence[str | Path], noise: Noise = "linear", form: Form = "printed") -> pd.DataFrame:
     """Return `neuron_quantity` of the shards of a scan on disk."""
-    return neuron_quantity(read_layers(paths, filter_images=False), noise)
+    return neuron_quantity(read_layers(paths, filter_images=False), noise, form)
 
 
 def knee(values: Array) -> float:

@@ -17,7 +17,7 @@ rule feature_quantity:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        noise=study.quantity.noise,
+        quantity=study.quantity.model_dump(),
         code=source_digest("quantity"),
     message:
         "Feature quantity of every neuron of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"

@@ -5,7 +5,7 @@ from nnscan.jobs import job
 from nnscan.quantity import diversity, scan_quantity
 
 with job(snakemake):
-    quantities = scan_quantity(snakemake.input.shards, snakemake.params.noise)
+    quantities = scan_quantity(snakemake.input.shards, **snakemake.params.quantity)
     origin = provenance(
         scan="+".join(map(file_digest, snakemake.input.shards)),
         seed=snakemake.wildcards.seed,
