@@ -2,7 +2,8 @@
 
 Run `python benchmarks/overhead.py [--cores 2] [--configfile config/config.yaml]`. The study is run from scratch in a
 temporary folder. Start-up is the processor time of each script's import lines, measured alone, times its jobs;
-Snakemake's own part is the processor time of the whole run less that of its jobs. Target: under 35 % of all processor time.
+Snakemake's own part is the
+processor time of the whole run less that of its jobs. Target: under 35 % of all processor time.
 """
 
 from __future__ import annotations
@@ -62,9 +63,8 @@ def main() -> None:
     own = total - jobs["cpu"].sum()
     startup = jobs["imports"].sum()
     print(f"\nwall {wall:.0f} s, processor {total:.0f} s on {options.cores} cores")
-    print(
-        f"start-up and imports {startup:.0f} s, Snakemake {own:.0f} s: {(startup + own) / total:.0%} of the processor time"
-    )
+    share = (startup + own) / total
+    print(f"start-up and imports {startup:.0f} s, Snakemake {own:.0f} s: {share:.0%} of the processor time")
 
 
 if __name__ == "__main__":

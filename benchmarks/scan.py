@@ -62,9 +62,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print(
-        f"{'model':12} {'neurons':>9} {'sweep s':>9} {'bound s':>9} {'sweep/bound':>12} {'peer s':>9} {'peer/sweep':>11}"
-    )
+    titles = ("neurons", "sweep s", "bound s", "sweep/bound", "peer s", "peer/sweep")
+    print(f"{'model':12}" + "".join(f"{title:>12}" for title in titles))
     for name in options.models:
         model = prepare(build_model(name))
         x = torch.rand(1, 3, 32, 32)

@@ -17,17 +17,13 @@ from torch import Tensor, nn
 
 from nnscan.artifacts import create_hdf5, open_hdf5
 from nnscan.errors import ArtifactError, DataError, ModelError, TrainingError
-from nnscan.models import evaluation, logits, prepare
+from nnscan.models import device_of, evaluation, logits, prepare
 
 BATCH = 256
 """Images in one forward pass."""
 
 Images = Tensor | NDArray[np.float32]
 Labels = Tensor | NDArray[np.int64]
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _members(images: Images, labels: Labels, class_count: int) -> list[NDArray[np.int64]]:
@@ -88,7 +84,7 @@ def class_averages(images: Images, labels: Labels, class_count: int, rescale: bo
 
 def _log_confidences(model: nn.Module, images: Images) -> Tensor:
     """Return the logarithm of the softmax, float64 (n, n_classes): it ranks images where the softmax rounds to 1."""
-    device = _device(model)
+    device = device_of(model)
     parts = []
     with evaluation(model), torch.no_grad():
         for start in range(0, len(images), BATCH):
@@ -181,7 +177,7 @@ def ascended_averages(model: nn.Module, averages: Images, steps: int, rate: floa
     Source: Wang Xinyuan, bachelor's thesis, ch. 3.2.3 (network-driven activation maximisation).
     """
     prepared = prepare(model)
-    current = torch.as_tensor(averages).detach().clone().to(_device(model))
+    current = torch.as_tensor(averages).detach().clone().to(device_of(model))
     for step in range(steps):
         current.requires_grad_(True)
         with torch.enable_grad():

@@ -257,12 +257,12 @@ def mean_activation(model: nn.Module, x: Tensor, layer: str, batch_size: int = 2
     """Return the mean of each filter's feature map for each sample, (N, K)."""
     import torch
 
-    from nnscan.models import capture, evaluation
+    from nnscan.models import capture, device_of, evaluation
 
     parts = []
     with torch.no_grad(), evaluation(model), capture(model, [layer]) as outputs:
         for start in range(0, len(x), batch_size):
-            model(x[start : start + batch_size])
+            model(x[start : start + batch_size].to(device_of(model)))
             maps = outputs[layer].relu()
             parts.append(maps.reshape(*maps.shape[:2], -1).mean(2).double().cpu().numpy())
     return np.concatenate(parts)

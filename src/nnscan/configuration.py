@@ -135,8 +135,9 @@ class TrainingConfig(_Closed):
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("preset") in PRESETS:
-            return {**PRESETS[str(values["preset"])], **values}
+        preset = values.get("preset") if isinstance(values, Mapping) else None
+        if isinstance(preset, str) and preset in PRESETS:
+            return {**PRESETS[preset], **values}
         return values
 
 
@@ -280,7 +281,7 @@ class Study(_Closed):
     def training_of(self, model: str) -> TrainingConfig:
         """Return the training of a model: the study's, with the model's own settings on top."""
         own = self.model(model).training
-        shared = {} if "preset" in own else self.training.model_dump(exclude={"preset"})
+        shared = {} if own.get("preset") else self.training.model_dump(exclude={"preset"})
         return _validated(TrainingConfig, {**shared, **own}, f"models ({model}).training")
 
 
@@ -319,7 +320,7 @@ def _sentence(root: type[BaseModel], error: Any, prefix: str) -> str:
         known = list(owner.model_fields) if owner else []
         return f"unknown key {key}{did_you_mean(str(path[-1]), known)}"
     if error["type"] == "literal_error":
-        options = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        options = [option.strip("'") for option in re.split(", | or ", error["ctx"]["expected"])]
         key = re.sub(r"\.literal\[.*$", "", key)
         return f"{key}: {error['input']!r} is not possible{did_you_mean(str(error['input']), options)}"
     if error["type"] == "missing":

@@ -131,6 +131,11 @@ class Portrait:
 
 def learning_images(portraits: Sequence[Portrait]) -> Figure:
     """Draw learning images of the strongest and weakest neurons: a row for each layer, inputs above their images."""
+    if not portraits:
+        figure, axes = plt.subplots(figsize=(5, 1.5))
+        axes.axis("off")
+        axes.text(0.5, 0.5, "no neuron has a positive value", ha="center", transform=axes.transAxes)
+        return figure
     layers = list(dict.fromkeys(portrait.layer for portrait in portraits))
     widest = max(
         sum(p.layer == layer and p.strongest == s for p in portraits) for layer in layers for s in (True, False)

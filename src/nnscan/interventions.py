@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from nnscan.data import Dataset
 from nnscan.errors import LayerError, ModelError, did_you_mean
-from nnscan.models import NeuronLayer, evaluation, find_layer, logits, parameter_count
+from nnscan.models import NeuronLayer, device_of, evaluation, find_layer, logits, parameter_count
 from nnscan.training import Protocol, evaluate, train
 
 Filters = Mapping[str, Sequence[int]]
@@ -71,7 +71,7 @@ def masked(model: nn.Module, x: Tensor, filters: Filters) -> Iterator[None]:
             if layer.activation is not None:
                 activation = model.get_submodule(layer.activation)
                 with torch.no_grad():
-                    at_zero = activation(x.new_zeros(1, _filter_count(model, layer), 1, 1))
+                    at_zero = activation(x.new_zeros(1, _filter_count(model, layer), 1, 1, device=device_of(model)))
                 if bool((at_zero != 0).any()):
                     raise ModelError(
                         f"filters of {name!r} cannot be masked: its activation {type(activation).__name__} turns 0 "
@@ -290,10 +290,11 @@ def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.float
 
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     chunk = max(1, min(64, 100_000_000 // parameter_count(model)))
-    norms = []
+    norms, device = [], device_of(model)
     with evaluation(model):
         for start in range(0, len(x), chunk):
-            gradients = per_sample(parameters, x[start : start + chunk], y[start : start + chunk])
+            part = slice(start, start + chunk)
+            gradients = per_sample(parameters, x[part].to(device), y[part].to(device))
             squares = [gradient.double().flatten(1).square().sum(1) for gradient in gradients.values()]
             norms.append(torch.stack(squares).sum(0).sqrt())
     return torch.cat(norms).cpu().numpy()

@@ -32,22 +32,22 @@ def job(snakemake: Any) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    place = " ".join(f"{name}={value}" for name, value in snakemake.wildcards.items())
+    name = " ".join([snakemake.rule, *(f"{key}={value}" for key, value in snakemake.wildcards.items())])
     started = time.perf_counter()
-    log.info("%s %s, %d thread(s)", snakemake.rule, place, snakemake.threads)
+    log.info("%s, %d thread(s)", name, snakemake.threads)
     _limit_threads(snakemake.threads)
     try:
         yield
     except NnscanError as error:
         log.error("%s\n%s", error, traceback.format_exc())
-        _stop(f"{snakemake.rule} {place}: {error}", path)
+        _stop(f"{name}: {error}", path)
     except MemoryError:
         log.error("out of memory\n%s", traceback.format_exc())
-        _stop(f"{snakemake.rule} {place}: out of memory; use fewer samples, larger blocks, or more memory", path)
+        _stop(f"{name}: out of memory; use fewer samples, larger blocks, or more memory", path)
     except Exception as error:
         # the boundary of a job: whatever it was must reach the log before the process ends
         log.exception("unexpected error")
-        _stop(f"{snakemake.rule} {place}: {type(error).__name__}: {error}", path)
+        _stop(f"{name}: {type(error).__name__}: {error}", path)
     log.info("done in %.1f s", time.perf_counter() - started)
     logging.shutdown()
 

@@ -52,7 +52,7 @@ FIGURE_CAPTIONS = {
 
 TABLES = (
     "slides_4-2", "slides_4-3", "slides_5-1", "slides_5-2", "slides_6-2", "slides_6-3", "slides_6-5",
-    "thesis_4-1", "thesis_5-1",
+    "thesis_4-1", "thesis_5-1", "thesis_5-1_layers",
 )  # fmt: skip
 """The published tables that are rendered."""
 
@@ -143,6 +143,7 @@ class Layout:
             and entry.weights is None
             and entry.source in CUTTABLE
             and "convolutions" not in entry.options
+            and isinstance(self.study.scan.layers, str)  # of chosen layers there is no curve over all convolutions
         )
 
     def model_parameters(self, model: str) -> dict[str, Any]:

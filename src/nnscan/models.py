@@ -409,6 +409,16 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters; inputs are moved there."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def best_device() -> torch.device:
+    """Return the first GPU where torch sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 # Structure ----------------------------------------------------------------------------------------------------------
 
 
@@ -549,7 +559,7 @@ def network_layers(model: nn.Module, x: Tensor) -> list[NeuronLayer]:
             if name and not list(module.children()):
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(record(name)).remove)
-        model(x[:1].clone())
+        model(x[:1].to(device_of(model), copy=True))
 
     def consumer(output: _Seen, kinds: tuple[type[nn.Module], ...] | None) -> tuple[str, _Seen] | None:
         for name, module, incoming, outgoing in calls:
@@ -658,5 +668,5 @@ def smooth_operations(model: nn.Module, x: Tensor) -> list[str]:
         module.register_forward_pre_hook(lambda *_, name=name: stack.append(name or "the model"))
         module.register_forward_hook(leave)
     with torch.no_grad(), _CallRecorder(stack) as recorder:
-        probe(x[:1])
+        probe(x[:1].to(device_of(model)))
     return [f"{function} in {place}" for place, function in recorder.found.items()]

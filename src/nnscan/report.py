@@ -18,8 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nnscan.artifacts import atomic_path
+from nnscan.claims import VERDICTS
 from nnscan.errors import ArtifactError
-from nnscan.tables import MODELS, VERDICTS, Row, Table, number, readable, records_of, to_html
+from nnscan.rendering import number, readable, to_html
+from nnscan.tables import MODELS, Row, Table, records_of
 
 SYMBOLS = {"reproduced": "✓", "contradicted": "✗", "inconclusive": "○"}
 
@@ -63,7 +65,7 @@ def write_report(
         path: The page.
         study: What the study is.
         tables: Each table with its tidy frame, in the order of the page.
-        claims: The result of `tables.evaluate_claims`.
+        claims: The result of `claims.evaluate_claims`.
         figures: Title, caption and PNG file of each figure.
         provenance: One mapping per artefact or run, for example name, digest, created.
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnscan.errors import ScanError
-from nnscan.models import capture, network_layers, neuron_layers, prepare, resolve_layer
+from nnscan.models import capture, device_of, network_layers, neuron_layers, prepare, resolve_layer
 from nnscan.moments import QUANTITIES, REGIONS, SUPPORT, Moments, concatenate
 
 CHUNK = 256
@@ -72,6 +72,7 @@ def learning_images(
     Source: Dou Hui, doctoral slides, ch. 3 (learning-image generation).
     """
     _check_image(x, 3, "(C, H, W)")
+    x = x.to(device_of(model))
     probe = prepare(model)
     name = resolve_layer(model, layer)
     source = x.detach()[None].clone().requires_grad_(True)
@@ -121,6 +122,7 @@ def filter_images(model: nn.Module, x: Tensor, layer: str | nn.Module, filters: 
     Source: Dou Hui, doctoral slides, ch. 5, definition of L^k.
     """
     _check_image(x, 4, "(N, C, H, W)")
+    x = x.to(device_of(model))
     probe = prepare(model)
     name = resolve_layer(model, layer)
     source = x.detach().clone().requires_grad_(True)
@@ -336,6 +338,7 @@ def scan_samples(
         progress: Show a progress bar.
     """
     _check_image(x, 4, "(N, C, H, W)")
+    x = x.detach().to(device_of(model))
     if block < 1 or x.shape[-2] % block or x.shape[-1] % block:
         fitting = [b for b in range(1, min(x.shape[-2:]) + 1) if x.shape[-2] % b == 0 and x.shape[-1] % b == 0]
         raise ScanError(

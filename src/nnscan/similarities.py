@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nnscan.backprop import guided_batches, guided_scores
 from nnscan.errors import ConfigurationError, DataError, ModelError
-from nnscan.models import capture, logits, neuron_layers, prepare, resolve_layer
+from nnscan.models import capture, device_of, logits, neuron_layers, prepare, resolve_layer
 
 METHODS = (1, 2)
 
@@ -47,8 +47,7 @@ def _values(
     model: nn.Module, averages: Tensor, layers: Sequence[str | nn.Module] | None, methods: Sequence[int]
 ) -> pd.DataFrame:
     """Return the similarity values of all asked methods; the filters' images are computed once."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    x = torch.as_tensor(averages).to(device)
+    x = torch.as_tensor(averages).to(device_of(model))
     if x.ndim != 4 or not len(x) or not x.is_floating_point():
         raise DataError(f"expected floating-point averages (n_classes, C, H, W), got {tuple(x.shape)} of {x.dtype}")
     if layers is not None and not len(layers):

@@ -25,7 +25,17 @@ from tqdm import tqdm
 from nnscan.artifacts import atomic_path, digest
 from nnscan.data import Dataset
 from nnscan.errors import TrainingError
-from nnscan.models import ZOO, build_model, evaluation, load_weights, logits, read_state, save_weights
+from nnscan.models import (
+    ZOO,
+    best_device,
+    build_model,
+    device_of,
+    evaluation,
+    load_weights,
+    logits,
+    read_state,
+    save_weights,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +56,7 @@ def restore(source: str, options: Mapping[str, Any], dataset: Dataset, weights: 
     """Return a run's model with the weights of one of its checkpoints, in evaluation mode."""
     model = model_builder(source, options, dataset)()
     load_weights(model, read_state(weights), weights)
-    return model.eval()
+    return model.to(best_device()).eval()
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class Protocol:
     epochs: int = 30
     batch_size: int = 128
     augmentation: str = "none"
-    overfitting_epochs: int = 100
+    overfitting_epochs: int = 80
 
 
 @contextmanager
@@ -96,11 +106,11 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 512) -> t
         y: Labels (N,).
         batch_size: Images in one forward pass.
     """
-    loss, correct = 0.0, 0
+    loss, correct, device = 0.0, 0, device_of(model)
     with torch.no_grad(), evaluation(model):
         for start in range(0, len(x), batch_size):
-            scores = logits(model(x[start : start + batch_size]))
-            labels = y[start : start + batch_size]
+            scores = logits(model(x[start : start + batch_size].to(device)))
+            labels = y[start : start + batch_size].to(device)
             loss += float(nn.functional.cross_entropy(scores, labels, reduction="sum"))
             correct += int((scores.argmax(1) == labels).sum())
     return loss / len(x), correct / len(x)
@@ -154,19 +164,21 @@ class _Trainer:
         number = len(self.history) + 1
         x, y = train
         total, correct, seen = 0.0, 0, 0
+        device = device_of(self.model)
         self.model.train()
         order = torch.randperm(len(x), generator=self.order)
         for batch in torch.split(order, self.protocol.batch_size):
             if len(batch) == 1 and len(x) > 1:  # batch normalisation has no variance of one image
                 continue
-            scores = logits(self.model(augment(x[batch], self.augmentation, self.noise)))
-            loss = nn.functional.cross_entropy(scores, y[batch])
+            images, labels = augment(x[batch], self.augmentation, self.noise).to(device), y[batch].to(device)
+            scores = logits(self.model(images))
+            loss = nn.functional.cross_entropy(scores, labels)
             self._check("loss", loss.item(), number)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.item() * len(batch)
-            correct += int((scores.argmax(1) == y[batch]).sum())
+            correct += int((scores.argmax(1) == labels).sum())
             seen += len(batch)
         validation_loss, validation_accuracy = evaluate(self.model, *validation)
         self._check("validation loss", validation_loss, number)
@@ -228,7 +240,7 @@ def _load_state(path: Path, key: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         log.warning("%s is damaged (%s); training starts again", path, type(error).__name__)
         return None
@@ -279,7 +291,7 @@ def train(
     results = []
     with deterministic():
         torch.manual_seed(seed)
-        model = build()
+        model = build().to(best_device())
         trainer = _Trainer(model, protocol, phase, seed)
         state = _load_state(state_path, key)
         if state is not None:

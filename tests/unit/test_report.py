@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 from nnscan.artifacts import write_frame
+from nnscan.claims import evaluate_claims, read_claims
 from nnscan.errors import ArtifactError
 from nnscan.report import Study, write_report
-from nnscan.tables import TABLES, Run, evaluate_claims, read_claims, read_published
+from nnscan.tables import TABLES, Run, read_published
 
 VOID = {"meta", "link", "br", "img", "input"}
 

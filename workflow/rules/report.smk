@@ -9,6 +9,7 @@ rule write_report:
         ],
         tables=expand(f"{layout.root}/tables/{{table}}.csv", table=TABLES),
         claims=f"{layout.root}/claims.csv",
+        template=f"{workflow.basedir}/src/nnscan/templates/report.html.j2",
     output:
         report=f"{layout.root}/report.html",
     log:

@@ -28,7 +28,7 @@ rule render_tables:
         root=layout.root,
         runs=[list(run) for run in layout.runs()],
         tables=list(TABLES),
-        code=source_digest("tables"),
+        code=source_digest("claims", "rendering", "tables"),
     message:
         "Rendering the tables beside the published ones, and judging the claims"
     script:

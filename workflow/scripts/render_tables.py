@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from nnscan.claims import evaluate_claims, read_claims
 from nnscan.jobs import job
-from nnscan.tables import TABLES, Run, evaluate_claims, read_claims, read_published, render, write_csv
+from nnscan.rendering import render, write_csv
+from nnscan.tables import TABLES, Run, read_published
 
 with job(snakemake):
     root = Path(snakemake.params.root)

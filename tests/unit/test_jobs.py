@@ -1,0 +1,136 @@
+"""nnscan.jobs: what a rule's script leaves in its log, on the terminal and as its exit status."""
+
+import logging
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nnscan.errors import DataError
+from nnscan.jobs import job
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    root, threads = logging.getLogger(), torch.get_num_threads()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def snakemake(tmp_path):
+    return SimpleNamespace(
+        log=[str(tmp_path / "logs" / "rule" / "one.log")],
+        rule="scan_neurons",
+        wildcards={"dataset": "digits", "seed": "1"},
+        threads=2,
+    )
+
+
+def read_log(snakemake):
+    with open(snakemake.log[0], encoding="utf-8") as stream:
+        return stream.read()
+
+
+def test_a_job_that_succeeds(snakemake, capsys):
+    with job(snakemake):
+        logging.getLogger("nnscan.training").info("epoch %d", 3)
+        warnings.warn("something odd", UserWarning, stacklevel=1)
+    text = read_log(snakemake)
+    assert "INFO scan_neurons dataset=digits seed=1, 2 thread(s)" in text
+    assert "INFO epoch 3" in text
+    assert "something odd" in text
+    assert "INFO done in " in text
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def fail(snakemake, error):
+    with pytest.raises(SystemExit) as caught, job(snakemake):
+        raise error
+    assert caught.value.code == 1
+    return read_log(snakemake)
+
+
+def test_an_error_of_nnscan_is_a_sentence_on_the_terminal_and_a_traceback_in_the_log(snakemake, capsys):
+    text = fail(snakemake, DataError("there is no data here; get some"))
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "\nnnscan: scan_neurons dataset=digits seed=1: there is no data here; get some\n"
+        f"nnscan: the traceback is in {snakemake.log[0]}\n"
+    )
+    assert captured.out == ""
+    assert "ERROR there is no data here; get some\nTraceback (most recent call last)" in text
+    assert "raise error" in text
+    assert "nnscan.errors.DataError: there is no data here" in text
+    assert "done in" not in text
+
+
+def test_an_unexpected_error_names_its_type(snakemake, capsys):
+    text = fail(snakemake, KeyError("layer"))
+    error = capsys.readouterr().err
+    assert "nnscan: scan_neurons dataset=digits seed=1: KeyError: 'layer'\n" in error
+    assert "Traceback" not in error
+    assert "ERROR unexpected error\nTraceback (most recent call last)" in text
+    assert "KeyError: 'layer'" in text
+
+
+def test_a_lack_of_memory_says_what_to_do(snakemake, capsys):
+    text = fail(snakemake, MemoryError())
+    assert "out of memory; use fewer samples, larger blocks, or more memory" in capsys.readouterr().err
+    assert "MemoryError" in text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_passed_on(snakemake, error):
+    with pytest.raises(error), job(snakemake):
+        raise error
+
+
+def test_the_log_of_an_earlier_attempt_is_replaced(snakemake):
+    fail(snakemake, ValueError("first"))
+    text = fail(snakemake, ValueError("second"))
+    assert "second" in text
+    assert "first" not in text
+
+
+def test_torch_gets_the_threads_of_the_rule(snakemake):
+    for threads in (1, 3):
+        snakemake.threads = threads
+        with job(snakemake):
+            assert torch.get_num_threads() == threads
+
+
+def test_a_rule_without_wildcards(snakemake, capsys):
+    snakemake.wildcards = {}
+    fail(snakemake, DataError("nothing"))
+    assert "nnscan: scan_neurons: nothing" in capsys.readouterr().err
+
+
+def test_a_script_ends_with_status_one_and_does_not_load_torch(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from types import SimpleNamespace\n"
+        "from nnscan.errors import DataError\n"
+        "from nnscan.jobs import job\n"
+        f"snakemake = SimpleNamespace(log=[{str(tmp_path / 'log')!r}], rule='r', wildcards={{}}, threads=1)\n"
+        "with job(snakemake):\n"
+        "    print('torch' in sys.modules)\n"
+        "    raise DataError('no data')\n"
+    )
+    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stdout == "False\n"
+    assert "Traceback" not in found.stderr
+    assert ": no data\n" in found.stderr
