@@ -22,7 +22,7 @@ def make_runs(folder: Path, model: str, seeds=(0, 1, 2), dataset: str = "digits"
 
 def quantities(layers: dict[str, list[tuple[float, float, float, float]]]) -> list[dict]:
     return [
-        {"layer": layer, "depth": depth, "l": luminance, "c": contrast, "s": structure, "fq": fq}
+        {"layer": layer, "depth": depth, "ssim": luminance * contrast * structure, "fq": fq}
         for depth, (layer, neurons) in enumerate(layers.items())
         for luminance, contrast, structure, fq in neurons
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnscan.anomaly import anomaly_filters
+    from nnscan.dimension import two_nn
     from nnscan.models import load_model
     from nnscan.properties import interpretable_properties
     from nnscan.quantity import feature_quantity
@@ -25,6 +26,7 @@ _HOMES = {
     "load_model": "models",
     "scan": "scanner",
     "similarity": "similarities",
+    "two_nn": "dimension",
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "load_model",
     "scan",
     "similarity",
+    "two_nn",
 ]
 
 

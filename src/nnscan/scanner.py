@@ -14,6 +14,7 @@ routes compute it:
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 
@@ -31,7 +32,9 @@ CHUNK = 256
 """Tangents in one forward call; larger chunks cost memory and gain little."""
 
 KEEP_BYTES = 2 << 30
-"""Columns of one sample are kept in memory up to this size; above it the sweep is run twice instead."""
+"""Columns of one sample are kept in memory up to this size, and half of what is free; else the sweep is run twice."""
+
+log = logging.getLogger(__name__)
 
 
 def _available_bytes() -> int:
@@ -287,7 +290,8 @@ def _scan_sample(
         layer: _Accumulator(value, weights, layer not in ungated, len(grid)) for layer, value in values.items()
     }
     neurons = sum(value.numel() for value in values.values())
-    keep = neurons * len(sweep.pixels) * x.element_size() <= KEEP_BYTES
+    needed = neurons * len(sweep.pixels) * x.element_size()
+    keep = needed <= (min(KEEP_BYTES, _available_bytes() // 2) if x.device.type == "cpu" else KEEP_BYTES)
     kept: list[tuple[Tensor, dict[str, Tensor]]] = []
     for pixels, columns in sweep.columns(chunk):
         for layer, accumulator in accumulators.items():
@@ -351,8 +355,17 @@ def scan_samples(
     ungated = _class_scores(probe, x)
     masks = _foreground_grid(None if foreground is None else torch.as_tensor(foreground), x, block)
     identifiers = np.arange(len(x)) if samples is None else np.asarray(samples)
+    chunk = _chunk_size(x)
     for index in tqdm(range(len(x)), desc="scan", unit="sample", mininterval=5, disable=not progress):
-        moments, images = _scan_sample(probe, x[index], masks[index], names, block, ungated, _chunk_size(x))
+        while True:
+            try:
+                moments, images = _scan_sample(probe, x[index], masks[index], names, block, ungated, chunk)
+                break
+            except torch.OutOfMemoryError:
+                if chunk == 1:
+                    raise
+                chunk //= 2
+                log.warning("the GPU's memory is full: the scan goes on with %d tangents at a time", chunk)
         yield Moments(
             moments,
             identifiers[index : index + 1].astype(np.int64),

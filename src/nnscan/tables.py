@@ -217,7 +217,7 @@ def _percent(share: float) -> str:
 
 def quantity_by_layer(frame: pd.DataFrame) -> list[Row]:
     """Return the mean SSIM and FQ of each layer's neurons."""
-    frame = frame.assign(SSIM=frame["l"] * frame["c"] * frame["s"], FQ=frame["fq"])
+    frame = frame.rename(columns={"ssim": "SSIM", "fq": "FQ"})
     layers = dict(list(frame.groupby("layer")))
     return [
         {"position": place, "layer": layer, "quantity": quantity, "value": _mean(layers[layer][quantity])}
@@ -643,8 +643,9 @@ TABLES = {
             function=table_fq,
             columns="quantity",
             caption="Means over the neurons of a layer. A neuron counts with the scanned sample on which its feature "
-            "quantity FQ is largest. SSIM is l·c·s of that same sample, the similarity of its learning image to the "
-            "input's foreground without any regard to blank areas; the source does not define its SSIM further. "
+            "quantity FQ is largest. SSIM is the SSIM index of that same sample's learning image and the input's "
+            "foreground under it, over the whole image: two nearly blank images are similar; the source does not "
+            "define its SSIM further. "
             "Published values stand beside ours only where the network has as many layers as the source lists; the "
             "eight layers listed for deeper networks are not named there and keep rows of their own. The published "
             "images are 224 pixels wide, so absolute values differ by construction.",

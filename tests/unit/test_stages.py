@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from nnscan import anomaly
@@ -41,16 +42,21 @@ LAYERS = ("3", "0")  # not in alphabetical order
 def _one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)
-    ).eval()
+    )
+    with torch.no_grad():
+        for layer in (0, 3):
+            model[layer].bias.fill_(0.3)  # no filter is dead
+    return model.eval()
 
 
 @pytest.fixture(scope="module")

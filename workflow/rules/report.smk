@@ -22,7 +22,6 @@ rule write_report:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        root=layout.root,
         study=study.study,
         runs=[list(run) for run in layout.runs()],
         tables=list(TABLES),

@@ -25,7 +25,6 @@ rule render_tables:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        root=layout.root,
         runs=[list(run) for run in layout.runs()],
         tables=list(TABLES),
         code=source_digest("claims", "rendering", "tables"),

@@ -8,7 +8,7 @@ from nnscan.rendering import render, write_csv
 from nnscan.tables import TABLES, Run, read_published
 
 with job(snakemake):
-    root = Path(snakemake.params.root)
+    root = Path(snakemake.output.claims).parent
     runs = [
         Run(dataset, model, seed, root / dataset / model / f"seed{seed}")
         for dataset, model, seed in snakemake.params.runs

@@ -10,7 +10,7 @@ from nnscan.report import Study, write_report
 from nnscan.tables import TABLES
 
 with job(snakemake):
-    params, root = snakemake.params, Path(snakemake.params.root)
+    params, root = snakemake.params, Path(snakemake.output.report).parent
     datasets, models, seeds = (list(dict.fromkeys(names)) for names in zip(*params.runs, strict=True))
     artefacts = [root / dataset / "data.h5" for dataset in datasets]
     for dataset, model, seed in params.runs:
