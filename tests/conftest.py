@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
-import pytest
+# test processes share the cores: libraries that start threads of their own would fight for them
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[1]
 

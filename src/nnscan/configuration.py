@@ -11,7 +11,7 @@ import textwrap
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -85,6 +85,15 @@ class DatasetConfig(_Closed):
     validation_limit: Positive | None = Field(None, description="likewise for validation")
     test_limit: Positive | None = Field(None, description="likewise for testing")
     foreground: Foreground = Field(default_factory=Foreground, description="foreground masks")
+
+    @model_validator(mode="after")
+    def _masks_have_files(self) -> Self:
+        if self.foreground.kind in ("masks", "boxes") and self.source != "image_folder":
+            raise ValueError(
+                f"foreground.kind {self.foreground.kind!r} needs files beside the images, which only image_folder has; "
+                f"{self.source} can have 'threshold' or 'none'"
+            )
+        return self
 
 
 class ModelConfig(_Closed):

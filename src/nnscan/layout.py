@@ -187,7 +187,7 @@ class Layout:
     def figures(self) -> list[str]:
         """Return the files of the study's figures."""
         return [
-            f"{self.root}/figures/{dataset.name}_{model.name}_{figure}.png"
+            f"{self.root}/figures/{dataset.name}/{model.name}/{figure}.png"
             for dataset in self.study.datasets
             for model in self.study.models
             for figure in FIGURES
@@ -197,7 +197,7 @@ class Layout:
         """Return title, explanation and file of each figure, in the order of the report."""
         return [
             [f"{title}: {model.name} on {dataset.name}", FIGURE_CAPTIONS[figure],
-             f"{self.root}/figures/{dataset.name}_{model.name}_{figure}.png"]
+             f"{self.root}/figures/{dataset.name}/{model.name}/{figure}.png"]
             for dataset in self.study.datasets
             for model in self.study.models
             for figure, title in FIGURES.items()

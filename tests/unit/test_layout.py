@@ -146,7 +146,7 @@ def test_parameters_of_a_model_change_with_the_users_files(tmp_path):
 def test_figures_and_tables_of_a_study():
     found = layout()
     assert len(found.figures()) == len(set(found.figures())) == 2 * 3 * len(FIGURES)
-    assert "results/s/figures/two_mine_quantity.png" in found.figures()
+    assert "results/s/figures/two/mine/quantity.png" in found.figures()
     assert FIGURE_CAPTIONS.keys() == FIGURES.keys()
     shown = found.captioned_figures()
     assert [path for _, _, path in shown] == found.figures()

@@ -68,7 +68,8 @@ def scanned():
     images = rng.normal(size=(4, 3, 2, 2, 30)) * inputs[:, None, None, None] ** rng.integers(0, 3, (4, 3, 2, 2, 1))
     images[:, 0, 0, 0] = 0
     images[1, :, 1, 1] = 0
-    masks = rng.random((4, 30)) < 0.5
+    images[:, 2, 0] = (1.1 - inputs[:, None]) ** 4  # large where the input is small
+    masks = rng.random((4, 30)) < 0.8
     return moments_of(images, inputs, masks, samples=[10, 11, 12, 13])
 
 
@@ -211,7 +212,7 @@ def test_without_masks_there_is_no_quantity(scanned):
     assert table[["l", "c", "s", "ssim"]].notna().all().all()
     neurons = neuron_quantity([("conv", plain)])
     assert neurons[["vf", "nf", "fq", "fq_mean", "correlation"]].isna().all().all()
-    similarity = table["ssim"].to_numpy().reshape(4, 3).T
+    similarity = table["ssim"].to_numpy().reshape(3, 4)
     assert neurons["ssim"].tolist() == similarity.max(0).tolist()
     assert neurons["sample"].tolist() == similarity.argmax(0).tolist()
 

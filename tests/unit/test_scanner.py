@@ -16,15 +16,6 @@ from nnscan.moments import QUANTITIES, Moments
 from nnscan.scanner import filter_images, learning_images, scan, scan_samples
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Small tensors on a busy machine: threads cost more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -326,6 +317,28 @@ def test_the_chunk_size_does_not_matter(lenet, monkeypatch, chunk):
 def test_the_chunk_size_falls_with_the_image():
     assert scanner._chunk_size(torch.empty(1, 3, 32, 32)) == scanner.CHUNK
     assert 16 <= scanner._chunk_size(torch.empty(1, 3, 224, 224)) < scanner.CHUNK
+
+
+def test_a_full_gpu_halves_the_chunk(lenet, monkeypatch, caplog):
+    model, x, foreground, expected = lenet
+    chunks = []
+    whole = scanner._scan_sample
+
+    def limited(*arguments: object) -> object:
+        chunks.append(arguments[-1])
+        if chunks[-1] > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*arguments)
+
+    monkeypatch.setattr(scanner, "_scan_sample", limited)
+    room = 40
+    assert_same(scan(model, x, foreground, block=4), expected)
+    assert chunks == [256, 128, 64, 32, 32, 32]  # found once, kept for the samples after
+    assert "the scan goes on with 32 tangents at a time" in caplog.text
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        scan(model, x, foreground, block=4)
+    assert chunks[-1] == 1
 
 
 def test_learning_images_do_not_depend_on_their_chunks(lenet, monkeypatch):

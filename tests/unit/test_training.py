@@ -443,6 +443,12 @@ def test_history_measures_the_epochs(dataset, tmp_path):
     assert table["checkpoint"].nunique() == 4
 
 
+def test_a_factory_may_return_its_model_in_any_mode(dataset, tmp_path):
+    run(dataset, tmp_path / "training")
+    run(dataset, tmp_path / "evaluation", build=lambda: build().eval())
+    assert contents(tmp_path / "training") == contents(tmp_path / "evaluation")
+
+
 def test_training_learns(dataset, tmp_path):
     protocol = Protocol(learning_rate=1e-2, epochs=15, batch_size=9)
     table = run(dataset, tmp_path, build=linear, protocol=protocol).set_index(["checkpoint", "split"])

@@ -69,7 +69,7 @@ rule draw_figures:
     output:
         **{
             name: report(
-                f"{layout.root}/figures/{{dataset}}_{{model}}_{name}.png",
+                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
                 caption=f"../report/{name}.rst",
                 category="Figures",
                 subcategory="{dataset} {model}",
