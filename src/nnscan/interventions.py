@@ -7,6 +7,7 @@ intervention stands beside random ones of the same size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,12 +18,17 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
+from torch.fx.proxy import TraceError
 from tqdm import tqdm
 
 from nnscan.data import Dataset
 from nnscan.errors import LayerError, ModelError, did_you_mean
 from nnscan.models import NeuronLayer, device_of, evaluation, find_layer, logits, parameter_count
+from nnscan.scanner import available_bytes
 from nnscan.training import Protocol, evaluate, train
+
+log = logging.getLogger(__name__)
 
 Filters = Mapping[str, Sequence[int]]
 RANKINGS = ("T_m", "T_v", "T_c", "T_cor")
@@ -37,6 +43,20 @@ def _check_filters(model: nn.Module, layer: NeuronLayer, filters: Sequence[int])
     wrong = [index for index in filters if not 0 <= index < count]
     if wrong:
         raise LayerError(f"the layer {layer.name!r} has the filters 0 to {count - 1}; asked for {wrong}")
+
+
+def _check_maskable(model: nn.Module, layer: NeuronLayer, x: Tensor) -> None:
+    """Refuse a layer whose activation module does not map 0 to 0."""
+    if layer.activation is None:
+        return
+    activation = model.get_submodule(layer.activation)
+    with torch.no_grad():
+        at_zero = activation(x.new_zeros(1, _filter_count(model, layer), 1, 1, device=device_of(model)))
+    if bool((at_zero != 0).any()):
+        raise ModelError(
+            f"filters of {layer.name!r} cannot be masked: its activation {type(activation).__name__} turns 0 "
+            f"into {float(at_zero.flatten()[0]):.3g}"
+        )
 
 
 @contextmanager
@@ -68,15 +88,7 @@ def masked(model: nn.Module, x: Tensor, filters: Filters) -> Iterator[None]:
         for name, chosen in filters.items():
             layer = find_layer(model, x, name)
             _check_filters(model, layer, chosen)
-            if layer.activation is not None:
-                activation = model.get_submodule(layer.activation)
-                with torch.no_grad():
-                    at_zero = activation(x.new_zeros(1, _filter_count(model, layer), 1, 1, device=device_of(model)))
-                if bool((at_zero != 0).any()):
-                    raise ModelError(
-                        f"filters of {name!r} cannot be masked: its activation {type(activation).__name__} turns 0 "
-                        f"into {float(at_zero.flatten()[0]):.3g}"
-                    )
+            _check_maskable(model, layer, x)
             handle = model.get_submodule(layer.name).register_forward_hook(zero(chosen))
             stack.callback(handle.remove)
         yield
@@ -118,6 +130,92 @@ def masked_result(model: nn.Module, x: Tensor, y: Tensor, filters: Filters) -> t
         return evaluate(model, x, y)
 
 
+class LayerMasking:
+    """Masks filters of one layer again and again: what does not depend on them is computed once.
+
+    The network is traced into a graph; the values that the part behind the layer needs (the layer's own output, and
+    shortcuts past it) are kept for all inputs, and only that part runs for each mask. A network that cannot be traced,
+    that calls the layer more than once, or whose values would fill more than half of the free memory, runs whole each
+    time, which is logged.
+
+    Args:
+        model: The model.
+        x: Inputs (N, C, H, W).
+        y: Labels (N,).
+        layer: The layer.
+        batch_size: Images in one pass.
+
+    Raises:
+        LayerError: The model has no such layer.
+        ModelError: The layer's activation does not map 0 to 0.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, layer: str, batch_size: int = 512) -> None:
+        self.model, self.x, self.y, self.batch_size = model, x, y, batch_size
+        self.layer = find_layer(model, x, layer)
+        _check_maskable(model, self.layer, x)
+        self.batches: list[dict[Node, Any]] | None = None
+        with evaluation(model), torch.no_grad():
+            try:
+                graph = symbolic_trace(model)
+            except (TraceError, TypeError, ValueError, RuntimeError) as error:
+                log.info("the network cannot be traced (%s): masking runs it whole each time", error)
+                return
+            calls = [node for node in graph.graph.nodes if node.target == self.layer.name and node.op == "call_module"]
+            if len(calls) != 1:
+                log.info("%s is called %d times: masking runs the network whole each time", self.layer.name, len(calls))
+                return
+            self._split(graph, calls[0])
+
+    def _split(self, graph: GraphModule, start: Node) -> None:
+        """Sort the nodes into those behind the layer and those before, and keep what the former need of the latter."""
+        behind = {start}
+        for node in graph.graph.nodes:
+            if any(source in behind for source in node.all_input_nodes):
+                behind.add(node)
+        self.start, self.graph = start, graph
+        self.behind = [node for node in graph.graph.nodes if node in behind and node is not start]
+        needed = {start, *(source for node in self.behind for source in node.all_input_nodes if source not in behind)}
+        self.batches = []
+        for part in torch.split(self.x, self.batch_size):
+            interpreter = Interpreter(graph, garbage_collect_values=False)
+            interpreter.args_iter = iter([part.to(device_of(self.model))])
+            for node in graph.graph.nodes:
+                if node not in behind or node is start:
+                    interpreter.env[node] = interpreter.run_node(node)
+            self.batches.append({node: interpreter.env[node] for node in needed})
+            size = sum(value.nbytes for value in self.batches[-1].values() if isinstance(value, Tensor))
+            if len(self.batches) == 1 and size * len(self.x) / len(part) > available_bytes() / 2:
+                log.info("the values around %s do not fit into memory: masking runs the network whole", self.layer.name)
+                self.batches = None
+                return
+
+    def result(self, filters: Sequence[int]) -> tuple[float, float]:
+        """Return loss and accuracy with filters masked; with none, those of the model.
+
+        Raises:
+            LayerError: A filter does not exist.
+        """
+        _check_filters(self.model, self.layer, filters)
+        if self.batches is None:
+            return masked_result(self.model, self.x, self.y, {self.layer.name: filters})
+        loss, correct = 0.0, 0
+        with evaluation(self.model), torch.no_grad():
+            for batch, labels in zip(self.batches, torch.split(self.y, self.batch_size), strict=True):
+                interpreter = Interpreter(self.graph, garbage_collect_values=False)
+                interpreter.env.update(batch)
+                maps = batch[self.start].clone()
+                maps[:, list(filters)] = 0
+                interpreter.env[self.start] = maps
+                for node in self.behind:
+                    interpreter.env[node] = interpreter.run_node(node)
+                scores = logits(interpreter.env[self.behind[-1]])
+                truth = labels.to(scores.device)
+                loss += float(nn.functional.cross_entropy(scores, truth, reduction="sum"))
+                correct += int((scores.argmax(1) == truth).sum())
+        return loss / len(self.x), correct / len(self.x)
+
+
 def _random_filters(count: int, size: int, draws: int, seed: int) -> list[list[int]]:
     """Return random choices of filters, the same for the same seed."""
     generator = np.random.default_rng(seed)
@@ -147,6 +245,7 @@ def diversity_masking(
     base, _ = evaluate(model, x, y)
     rows = []
     for (depth, layer), frame in diversity.groupby(["depth", "layer"]):
+        masking = LayerMasking(model, x, y, str(layer))
         ranking = frame.sort_values(["clusters", "noise", "filter"], ascending=[False, True, True])["filter"].tolist()
         size = max(1, min(count, len(ranking) // 4))
         groups = [("top", 0, ranking[:size]), ("bottom", 0, ranking[-size:])]
@@ -154,7 +253,7 @@ def diversity_masking(
             ("random", draw, chosen) for draw, chosen in enumerate(_random_filters(len(ranking), size, draws, seed))
         ]
         for group, draw, chosen in groups:
-            loss, accuracy = masked_result(model, x, y, {str(layer): chosen})
+            loss, accuracy = masking.result(chosen)
             rows.append((layer, depth, group, draw, size, loss, 100 * (loss - base) / base, accuracy))
     return pd.DataFrame(rows, columns=["layer", "depth", "group", "draw", "filters", "loss", "loss_change", "accuracy"])
 
@@ -192,10 +291,11 @@ def aipc(
     orders += [("random", draw, generator.permutation(count).tolist()) for draw in range(draws)]
     sizes = np.round(np.linspace(0, count, steps + 1)).astype(int)
     rows = []
-    base = evaluate(model, x, y)[1]
+    masking = LayerMasking(model, x, y, layer)
+    base = masking.result([])[1]
     for name, draw, order in tqdm(orders, desc="AIPC", unit="curve", mininterval=5):
         for size in dict.fromkeys(sizes.tolist()):
-            accuracy = masked_result(model, x, y, {layer: order[:size]})[1] if size else base
+            accuracy = masking.result(order[:size])[1] if size else base
             rows.append((layer, name, draw, size / count, accuracy, 100 * (accuracy - base)))
     return pd.DataFrame(rows, columns=["layer", "ranking", "draw", "fraction", "accuracy", "change"])
 

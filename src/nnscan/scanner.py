@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnscan.errors import ScanError
-from nnscan.models import capture, device_of, network_layers, neuron_layers, prepare, resolve_layer
+from nnscan.models import capture, device_of, network_layers, neuron_layers, prepare, resolve_layer, smooth_operations
 from nnscan.moments import QUANTITIES, REGIONS, SUPPORT, Moments, concatenate
 
 CHUNK = 256
@@ -37,7 +37,8 @@ KEEP_BYTES = 2 << 30
 log = logging.getLogger(__name__)
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
+    """Return the free main memory in bytes."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -136,10 +137,10 @@ def filter_images(model: nn.Module, x: Tensor, layer: str | nn.Module, filters: 
         if any(not 0 <= index < maps.shape[1] for index in chosen):
             raise ScanError(f"filters {chosen} were asked of {name!r}, which has the filters 0 to {maps.shape[1] - 1}")
         needed = len(chosen) * x.numel() * x.element_size()
-        if x.device.type == "cpu" and needed > _available_bytes():
+        if x.device.type == "cpu" and needed > available_bytes():
             raise ScanError(
                 f"the images of {len(chosen)} filters of {name!r} for {len(x)} samples need {needed / 2**30:.1f} GiB, "
-                f"and {_available_bytes() / 2**30:.1f} GiB are free; ask for fewer filters or samples at a time"
+                f"and {available_bytes() / 2**30:.1f} GiB are free; ask for fewer filters or samples at a time"
             )
         images = x.new_empty((len(x), len(chosen), *x.shape[1:]))
         for position, index in enumerate(chosen):
@@ -291,7 +292,7 @@ def _scan_sample(
     }
     neurons = sum(value.numel() for value in values.values())
     needed = neurons * len(sweep.pixels) * x.element_size()
-    keep = needed <= (min(KEEP_BYTES, _available_bytes() // 2) if x.device.type == "cpu" else KEEP_BYTES)
+    keep = needed <= (min(KEEP_BYTES, available_bytes() // 2) if x.device.type == "cpu" else KEEP_BYTES)
     kept: list[tuple[Tensor, dict[str, Tensor]]] = []
     for pixels, columns in sweep.columns(chunk):
         for layer, accumulator in accumulators.items():
@@ -352,6 +353,12 @@ def scan_samples(
     names = [resolve_layer(model, layer) for layer in layers] if layers is not None else neuron_layers(model, x)
     if not len(x) or not names:
         raise ScanError(f"nothing to scan: {len(x)} samples and {len(names)} layers were given")
+    smooth = smooth_operations(probe, x)
+    if smooth:
+        log.warning(
+            "the network is not piecewise linear (%s): its learning images are those of its linearisation at the input",
+            ", ".join(smooth),
+        )
     ungated = _class_scores(probe, x)
     masks = _foreground_grid(None if foreground is None else torch.as_tensor(foreground), x, block)
     identifiers = np.arange(len(x)) if samples is None else np.asarray(samples)

@@ -291,7 +291,14 @@ def recorder(monkeypatch, result=(2.0, 0.5)):
         asked.append({layer: list(chosen) for layer, chosen in filters.items()})
         return result
 
-    monkeypatch.setattr(interventions, "masked_result", fake)
+    class FakeMasking:
+        def __init__(self, model, x, y, layer):
+            self.layer = layer
+
+        def result(self, filters):
+            return fake(None, None, None, {self.layer: filters}) if filters else (1.6, 0.75)
+
+    monkeypatch.setattr(interventions, "LayerMasking", FakeMasking)
     monkeypatch.setattr(interventions, "evaluate", lambda model, x, y: (1.6, 0.75))
     return asked
 
@@ -657,3 +664,44 @@ def test_layers_are_cut_where_the_curve_peaks(digits, tmp_path, curve, kept, cho
         last = results.set_index(["checkpoint", "split"]).loc[("third3", "test")]
         assert (row.accuracy, row.loss) == (last["accuracy"], last["loss"])
     assert not list(tmp_path.rglob("overfitted*"))
+
+
+class Residual(nn.Module):
+    """A shortcut past the masked layer, and a concatenation behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        early = torch.relu(self.first(images))
+        late = torch.relu(self.second(early) + early)
+        return self.head(torch.cat([late, early], 1).mean((2, 3)))
+
+
+class Untraceable(Residual):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images if images.mean() > -1e9 else -images)
+
+
+@pytest.mark.parametrize("network", [Residual, Untraceable])
+@pytest.mark.parametrize("layer", ["first", "second"])
+def test_masking_one_layer_again_and_again_is_masking_the_whole_network(network, layer):
+    torch.manual_seed(0)
+    model, images, labels = network().eval(), torch.randn(11, 3, 6, 6), torch.randint(0, 3, (11,))
+    masking = interventions.LayerMasking(model, images, labels, layer, batch_size=4)
+    assert (masking.batches is None) == (network is Untraceable)
+    for filters in ([], [1], [0, 3], [0, 1, 2, 3]):
+        expected = masked_result(model, images, labels, {layer: filters})
+        assert masking.result(filters) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(LayerError, match="filters 0 to 3"):
+        masking.result([4])
+
+
+def test_masking_runs_the_network_whole_when_memory_is_short(monkeypatch, caplog):
+    monkeypatch.setattr(interventions, "available_bytes", lambda: 100)
+    caplog.set_level("INFO")
+    masking = interventions.LayerMasking(Residual().eval(), torch.randn(4, 3, 6, 6), torch.zeros(4).long(), "second")
+    assert masking.batches is None
+    assert "do not fit into memory" in caplog.text

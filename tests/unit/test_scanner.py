@@ -500,7 +500,7 @@ def test_some_filters_only():
 
 def test_filter_images_that_do_not_fit_into_memory(monkeypatch):
     model = _small("lenet5")
-    monkeypatch.setattr(scanner, "_available_bytes", lambda: 100_000)
+    monkeypatch.setattr(scanner, "available_bytes", lambda: 100_000)
     with pytest.raises(
         ScanError, match=r"16 filters of 'features\.3' for 2 samples need .* GiB.*ask for fewer filters"
     ):

@@ -6,7 +6,7 @@ import torch
 from nnscan.artifacts import file_digest, provenance
 from nnscan.data import read_dataset, stratified_sample
 from nnscan.jobs import job
-from nnscan.models import select_layers
+from nnscan.models import select_layers, smooth_operations
 from nnscan.moments import write_moments
 from nnscan.scanner import scan_samples
 from nnscan.training import restore
@@ -34,5 +34,6 @@ with job(snakemake):
         checkpoint=file_digest(snakemake.input.weights),
         seed=snakemake.wildcards.seed,
         code=snakemake.params.code,
+        linearised=", ".join(smooth_operations(model, x)) or "no: the network is piecewise linear",
     )
     write_moments(snakemake.output.scan, parts, len(samples), origin)
