@@ -299,6 +299,7 @@ def recorder(monkeypatch, result=(2.0, 0.5)):
             return fake(None, None, None, {self.layer: filters}) if filters else (1.6, 0.75)
 
     monkeypatch.setattr(interventions, "LayerMasking", FakeMasking)
+    monkeypatch.setattr(interventions, "masked_result", fake)
     monkeypatch.setattr(interventions, "evaluate", lambda model, x, y: (1.6, 0.75))
     return asked
 
