@@ -9,13 +9,13 @@ STUDY ?= config/config.yaml
 .PHONY: results test report check format config
 
 results: .venv/installed
-	$(BIN)/snakemake --cores $(CORES) --configfile $(STUDY) --quiet rules
+	$(BIN)/snakemake --cores $(CORES) --configfile $(STUDY) --quiet host reason
 
 report: .venv/installed
 	$(BIN)/snakemake --configfile $(STUDY) --report results/snakemake_report.zip
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ rule all:
         f"{layout.root}/claims.csv",
         f"{layout.root}/report.html",
     localrule: True
+    message:
+        "All tables, figures, claims and the report are there"
 
 
 onsuccess:

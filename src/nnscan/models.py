@@ -668,5 +668,5 @@ def smooth_operations(model: nn.Module, x: Tensor) -> list[str]:
         module.register_forward_pre_hook(lambda *_, name=name: stack.append(name or "the model"))
         module.register_forward_hook(leave)
     with torch.no_grad(), _CallRecorder(stack) as recorder:
-        probe(x[:1].to(device_of(model)))
+        probe(x[:1].to(device_of(model), copy=True))
     return [f"{function} in {place}" for place, function in recorder.found.items()]

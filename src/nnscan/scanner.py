@@ -81,7 +81,7 @@ def learning_images(
     name = resolve_layer(model, layer)
     source = x.detach()[None].clone().requires_grad_(True)
     with torch.enable_grad(), capture(probe, [name]) as outputs:
-        probe(source)
+        probe(source.clone())  # a model may change its input in place
         values = outputs[name].reshape(-1)
         indices = (
             torch.arange(values.numel()) if neurons is None else torch.as_tensor(np.asarray(neurons), dtype=torch.long)
@@ -131,7 +131,7 @@ def filter_images(model: nn.Module, x: Tensor, layer: str | nn.Module, filters: 
     name = resolve_layer(model, layer)
     source = x.detach().clone().requires_grad_(True)
     with torch.enable_grad(), capture(probe, [name]) as outputs:
-        probe(source)
+        probe(source.clone())  # a model may change its input in place
         maps = torch.relu(outputs[name])
         chosen = list(range(maps.shape[1])) if filters is None else [int(index) for index in filters]
         if any(not 0 <= index < maps.shape[1] for index in chosen):
@@ -179,7 +179,7 @@ class _Sweep:
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         with capture(self.model, self.layers) as outputs:
-            self.model(x)
+            self.model(x.clone())
         return tuple(outputs[layer] for layer in self.layers)
 
     def values(self) -> dict[str, Tensor]:

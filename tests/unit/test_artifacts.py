@@ -51,6 +51,8 @@ def test_digest_tells_values_types_shapes_and_boundaries_apart():
         digest("abc"),
         digest(1),
         digest("1"),
+        digest(1, 2),
+        digest(12),
         digest(None),
         digest(),
     ]

@@ -77,6 +77,13 @@ def test_truncated_models(name, total):
             build_model(name, {"convolutions": impossible})
 
 
+def test_a_truncated_model_does_not_pool_twice():
+    # the global pooling of the head takes the place of the max-pooling behind the last convolution
+    assert isinstance(build_model("vgg11", {"convolutions": 4}).features[-1], nn.ReLU)
+    assert isinstance(build_model("simple_cnn", {"convolutions": 2}).features[-1], nn.ReLU)
+    assert isinstance(build_model("simple_cnn").features[-1], nn.MaxPool2d)
+
+
 def test_a_truncated_model_is_the_beginning_of_the_whole_one():
     whole, short = build_model("vgg11").state_dict(), build_model("vgg11", {"convolutions": 4}).state_dict()
     shared = [key for key in short if key.startswith("features")]
@@ -584,6 +591,25 @@ def test_looking_at_the_structure_leaves_the_model_alone():
         with pytest.raises(RuntimeError):
             look(model, torch.rand(1, 5, 32, 32))
     assert unchanged()
+
+
+class Centring(nn.Module):
+    """A model that changes its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        x -= 0.5
+        return F.relu(self.conv(x))
+
+
+def test_an_input_that_the_model_changes_in_place_is_left_alone():
+    image = IMAGE.clone()
+    assert [layer.name for layer in network_layers(Centring(), image)] == ["conv"]
+    smooth_operations(Centring(), image)
+    assert torch.equal(image, IMAGE)
 
 
 # Smooth operations --------------------------------------------------------------------------------------------------

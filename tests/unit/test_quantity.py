@@ -347,19 +347,20 @@ def test_many_dead_neurons_do_not_hide_the_living():
     # most neurons of a layer may be dead for each sample: they coincide at (0, 0, 0, 0, 1)
     rng = np.random.default_rng(2)
     dead = np.tile([0, 0, 0, 0, 1.0], (300, 1))
-    found = diversity(
-        neurons(
-            {
-                0: dead,
-                1: np.concatenate([dead, blob(rng, 0.5)]),
-                2: np.concatenate([dead, blob(rng, 0.3), blob(rng, 0.6)]),
-                3: np.concatenate([dead, rng.random((3, 5)) + 2]),
-            }
-        )
-    )
-    assert (found["eps"] > 0).all()
-    assert found["clusters"].tolist() == [1, 2, 3, 1]
-    assert found["noise"].tolist() == [0, 0, 0, 3]
+    living = {0: [], 1: [blob(rng, 0.5, 100)], 2: [blob(rng, 0.3, 100), blob(rng, 0.6, 100)]}
+    found = diversity(neurons({number: np.concatenate([dead, *blobs]) for number, blobs in living.items()}))
+    assert found["clusters"].tolist() == [1, 2, 3]
+    alone = diversity(neurons({number: np.concatenate(blobs) for number, blobs in living.items() if blobs}))
+    assert found["eps"].tolist() == [alone["eps"][0]] * 3 > [0, 0, 0]
+    assert found["noise"].tolist() == [0, *alone["noise"]]
+
+
+def test_eps_is_the_knee_of_the_distances_to_the_fifth_neighbour():
+    line = np.zeros((100, 5))
+    line[:, 0] = np.arange(100)
+    # inside, the fifth neighbour is 3 away; towards the ends 3, 4 and 5
+    assert diversity(neurons({0: line}))["eps"].tolist() == [3]
+    assert diversity(neurons({0: line}), neighbours=2)["eps"].tolist() == [1]
 
 
 def test_filters_with_few_neurons():

@@ -21,10 +21,12 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def image(*shape: int, seed: int = 0, zeros: bool = True, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Return noise with negative values and, if wanted, a quarter of pixels that are zero in all channels."""
+    """Return noise with negative values and, if wanted, pixels that are zero in all channels or in the first."""
     x = torch.randn(shape, generator=seeded(seed), dtype=dtype)
     if zeros:
         x[..., : shape[-2] // 2, : shape[-1] // 2] = 0
+        if shape[-3] > 1:
+            x[..., 0, shape[-2] // 2 :, : shape[-1] // 2] = 0
     return x
 
 
@@ -572,6 +574,31 @@ def test_a_model_without_known_layers_is_scanned_by_name():
     assert_equal_moments(moments, "values", 0, list(range(len(images))), naive_moments(images, x[0]))
     with pytest.raises(ModelError, match="name its layers explicitly"):
         scan(model, x)
+
+
+def test_a_model_that_changes_its_input_in_place():
+    class Centring(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.conv, self.changes = nn.Conv2d(3, 4, 3), inplace
+
+        def forward(self, x):
+            if self.changes:
+                x -= 0.5
+            else:
+                x = x - 0.5
+            return F.relu(self.conv(x))
+
+    torch.manual_seed(0)
+    model = Centring(inplace=True).double()
+    twin = Centring(inplace=False).double()
+    twin.load_state_dict(model.state_dict())
+    x = image(2, 3, 8, 8)
+    before = x.clone()
+    assert_same(scan(model, x), scan(twin, x))
+    torch.testing.assert_close(learning_images(model, x[0], "conv"), learning_images(twin, x[0], "conv"))
+    torch.testing.assert_close(filter_images(model, x, "conv"), filter_images(twin, x, "conv"))
+    assert torch.equal(x, before)
 
 
 def test_a_layer_that_the_input_does_not_reach():
