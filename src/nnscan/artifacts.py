@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -220,7 +221,7 @@ def open_hdf5(path: str | Path, kind: str) -> Iterator[h5py.File]:
 
 
 def read_provenance(path: str | Path) -> dict[str, str]:
-    """Return the provenance that a Parquet or HDF5 artefact carries.
+    """Return the provenance that a Parquet, HDF5 or safetensors artefact carries.
 
     Raises:
         ArtifactError: The file is missing or damaged.
@@ -231,7 +232,11 @@ def read_provenance(path: str | Path) -> dict[str, str]:
         if Path(path).suffix == ".parquet":
             entries = pq.read_schema(path).metadata or {}
             return dict(json.loads(entries.get(b"nnscan", b"{}")))
+        if Path(path).suffix == ".safetensors":
+            with open(path, "rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                return dict(json.loads(json.loads(stream.read(length))["__metadata__"]["nnscan"]))
         with h5py.File(path, "r") as file:
             return {name: str(value) for name, value in file.attrs.items()}
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, struct.error, ValueError, KeyError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); delete it and run the stage that makes it") from error

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import json
 import pickle
 import struct
 import sys
@@ -375,7 +376,8 @@ def save_weights(path: str | Path, model: nn.Module, origin: Mapping[str, str]) 
     """Write a model's state dict as safetensors, with its provenance as metadata."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata=dict(origin))
+        # one entry: safetensors writes several in an order of its own
+        save_file(state, temporary, metadata={"nnscan": json.dumps(dict(origin), sort_keys=True)})
 
 
 def load_model(

@@ -88,6 +88,8 @@ def quantity_parts(moments: Moments, layer: str, noise: Noise = "linear", form: 
     Without foreground masks l, c and s compare with the whole input, and vf, nf and fq, which need a foreground, are
     NaN. A neuron without an image (its value is <= 0) has all parts 0 except nf, which is 1.
     """
+    if form not in ("printed", "ssim"):
+        raise NnscanError(f"unknown form {form!r} of a learning image's quality; possible: printed, ssim")
     raw = {name: values.astype(np.float64) for name, values in moments.layers[layer].items()}
     pixels = moments.pixels
     foreground = moments.foreground_pixels.astype(np.float64).reshape(-1, 1, 1, 1)

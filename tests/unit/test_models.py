@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nnscan.artifacts import read_provenance
 from nnscan.errors import LayerError, ModelError
 from nnscan.models import (
     ZOO,
@@ -242,7 +243,8 @@ def test_safetensors_round_trip(tmp_path, trained):
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"seed": "3"}
+        assert file.metadata() == {"nnscan": '{"seed": "3"}'}
+    assert read_provenance(path) == {"seed": "3"}
 
 
 def test_safetensors_of_a_model_with_buffers_and_other_layouts(tmp_path):
