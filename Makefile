@@ -15,7 +15,7 @@ report: .venv/installed
 	$(BIN)/snakemake --configfile $(STUDY) --report results/snakemake_report.zip
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .

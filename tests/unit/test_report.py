@@ -68,7 +68,7 @@ def parts(tmp_path, repository):
     runs = [Run("digits", "lenet5", seed, tmp_path / f"seed{seed}") for seed in (0, 1)]
     for run in runs:
         rows = [
-            {"layer": layer, "depth": depth, "l": 0.5 + 0.25 * depth, "c": 1.0, "s": 1.0, "fq": 0.1 + 0.5 * depth}
+            {"layer": layer, "depth": depth, "ssim": 0.5 + 0.25 * depth, "fq": 0.1 + 0.5 * depth}
             for depth, layer in enumerate(("features.0", "features.3"))
         ]
         write_frame(run.folder / "metrics/well_trained/quantity.parquet", pd.DataFrame(rows), {})

@@ -241,7 +241,7 @@ def test_a_wrong_checkpoint_or_factory_is_named_and_nothing_is_left_behind(
     changed = {key: value and value.format(folder=tmp_path) for key, value in change.items()}
     config = write_config(tmp_path, {**smoke(repository), "models": [{**own_model, **changed}]})
     target = "results/smoke/digits/mine/seed0/training/well_trained.safetensors"
-    result = snakemake(repository, tmp_path, "--cores", "1", "--configfile", config, target)
+    result = snakemake(repository, tmp_path, target, "--cores", "1", "--configfile", config)
     assert result.returncode != 0
     assert sentence in result.stderr
     assert not (tmp_path / target).exists()
@@ -252,7 +252,7 @@ def test_missing_data_says_where_it_was_looked_for(repository: Path, tmp_path: P
     dataset = {"name": "mnist", "source": "mnist", "root": str(tmp_path / "nowhere")}
     config = write_config(tmp_path, {**smoke(repository), "datasets": [dataset]})
     target = "results/smoke/mnist/data.h5"
-    result = snakemake(repository, tmp_path, "--cores", "1", "--configfile", config, target)
+    result = snakemake(repository, tmp_path, target, "--cores", "1", "--configfile", config)
     assert result.returncode != 0
     assert str(tmp_path / "nowhere") in result.stderr
     assert "download" in result.stderr
