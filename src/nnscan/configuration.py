@@ -157,8 +157,10 @@ class AveragesConfig(_Closed):
     extremes: Positive = Field(
         50, description="K: images of highest and of lowest confidence in the data-driven averages"
     )
-    steps: Positive = Field(100, description="steps of gradient ascent in the network-driven averages")
-    rate: float = Field(0.05, gt=0, description="step length of the gradient ascent, in input units")
+    steps: Positive = Field(
+        100, description="most steps of gradient ascent in the network-driven averages; it stops at confidence 0.99"
+    )
+    rate: float = Field(0.05, gt=0, description="factor of the gradient of the log-confidence in each step")
 
 
 class ScanConfig(_Closed):
@@ -199,7 +201,7 @@ class AnomalyConfig(_Closed):
     """Anomaly filters SAF."""
 
     source: Literal["learning_images", "feature_maps"] = Field(
-        "learning_images", description="what is clustered: the thesis's learning images or the preprint's feature maps"
+        "learning_images", description="what is clustered: the slides' learning images or the preprint's feature maps"
     )
     samples: Annotated[int, Field(ge=50)] = Field(400, description="training images, the same for every checkpoint")
     k_rule: Literal["ch", "bic"] = Field(
@@ -213,7 +215,9 @@ class AnomalyConfig(_Closed):
 class ExperimentsConfig(_Closed):
     """Masking and pruning."""
 
-    layer: str = Field("last", description="layer whose filters are masked: last convolution, or a name")
+    layer: str = Field(
+        "last", description="layer whose filters are masked step by step: last, the deepest scanned one, or a name"
+    )
     diversity_filters: Positive = Field(
         20,
         description="filters masked at each end of the diversity ranking; at most a quarter of the layer",

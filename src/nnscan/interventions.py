@@ -203,10 +203,11 @@ class LayerMasking:
         with evaluation(self.model), torch.no_grad():
             for batch, labels in zip(self.batches, torch.split(self.y, self.batch_size), strict=True):
                 interpreter = Interpreter(self.graph, garbage_collect_values=False)
-                interpreter.env.update(batch)
-                maps = batch[self.start].clone()
-                maps[:, list(filters)] = 0
-                interpreter.env[self.start] = maps
+                # clones: a network that works in place must not change what is kept
+                interpreter.env.update(
+                    {node: value.clone() if isinstance(value, Tensor) else value for node, value in batch.items()}
+                )
+                interpreter.env[self.start][:, list(filters)] = 0
                 for node in self.behind:
                     interpreter.env[node] = interpreter.run_node(node)
                 scores = logits(interpreter.env[self.behind[-1]])

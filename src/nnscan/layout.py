@@ -155,8 +155,8 @@ class Layout:
         """Return the numbers of the scan's shards."""
         return list(range(min(self.study.scan.shards, self.study.scan.samples)))
 
-    def run_files(self, key: RunKey) -> list[str]:
-        """Return what tables and figures need of a run."""
+    def run_names(self, key: RunKey) -> list[str]:
+        """Return what tables and figures need of a run, relative to its folder; other files there are leftovers."""
         names = ["training/history.csv", "training/results.csv", "averages/averages.h5"]
         names += [
             f"metrics/well_trained/{name}.parquet" for name in ("quantity", "diversity", "properties", "similarity")
@@ -170,7 +170,11 @@ class Layout:
             names += ["training/overfitted_history.csv", "training/overfitted_results.csv"]
         if self.cuttable(key.model):
             names.append("experiments/layers.parquet")
-        return [self.run(name).format(**key._asdict()) for name in names]
+        return names
+
+    def run_files(self, key: RunKey) -> list[str]:
+        """Return the paths of what tables and figures need of a run."""
+        return [self.run(name).format(**key._asdict()) for name in self.run_names(key)]
 
     def over_seeds(self, name: str) -> list[str]:
         """Return the patterns of a run's file for all seeds."""

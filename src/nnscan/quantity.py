@@ -136,8 +136,8 @@ def feature_quantity(moments: Moments, noise: Noise = "linear", form: Form = "pr
     Returns:
         One row per layer, neuron and sample with the columns layer, filter, row, column, sample, activation, l, c, s
         (similarity of image and foreground, each <= 1), vf = N_e / N_f and nf = K(N_n / N) in [0, 1], and
-        fq = nf vf l c s in [0, 1], negative values counted as 0; ssim in [-1, 1] beside them. Without foreground masks
-        vf, nf and fq are NaN.
+        fq = nf vf (l c s), or nf vf ssim, in [0, 1], negative values counted as 0; ssim in
+        [-1, 1] beside them. Without foreground masks vf, nf and fq are NaN.
 
     Source: Dou Hui, doctoral slides, ch. 4 (feature quantity of a neuron).
     """

@@ -83,9 +83,7 @@ def learning_images(
     with torch.enable_grad(), capture(probe, [name]) as outputs:
         probe(source.clone())  # a model may change its input in place
         values = outputs[name].reshape(-1)
-        indices = (
-            torch.arange(values.numel()) if neurons is None else torch.as_tensor(np.asarray(neurons), dtype=torch.long)
-        )
+        indices = torch.arange(values.numel()) if neurons is None else torch.as_tensor(neurons, dtype=torch.long).cpu()
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < values.numel():
             raise ScanError(
                 f"neuron indices run from {int(indices.min())} to {int(indices.max())}, but the layer {name!r} has the "

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,21 @@ Reducer = Callable[[pd.DataFrame], list[Row]]
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One trained model of a study: `folder` holds training/, metrics/ and experiments/."""
+    """One trained model of a study: `folder` holds training/, metrics/ and experiments/.
+
+    `files`, where given, are the result files that the study asks for; others in the folder are leftovers of an
+    earlier configuration and count as missing.
+    """
 
     dataset: str
     model: str
     seed: int
     folder: Path
+    files: frozenset[str] | None = field(default=None, compare=False)
+
+    def has(self, relative_path: str) -> bool:
+        """Return whether a result file belongs to the study and exists."""
+        return (self.files is None or relative_path in self.files) and (self.folder / relative_path).is_file()
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 def missing(runs: Iterable[Run], relative_path: str) -> list[Run]:
     """Return the runs that lack a result file."""
-    return [run for run in sorted(runs) if not (run.folder / relative_path).is_file()]
+    return [run for run in sorted(runs) if not run.has(relative_path)]
 
 
 def collect(runs: Iterable[Run], relative_path: str) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from nnscan import layout
 from nnscan.artifacts import write_frame
 from nnscan.errors import ArtifactError
 from nnscan.rendering import Cell, readable
-from nnscan.tables import QUANTITIES, TABLES, collect, missing, read_published
+from nnscan.tables import QUANTITIES, TABLES, Run, collect, missing, read_published
 from result_files import (
     alexnet_quantities,
     fill,
@@ -433,3 +433,13 @@ def test_a_table_does_not_depend_on_the_order_of_the_runs(tmp_path, published):
 def test_import_needs_no_torch(module):
     code = f"import sys, nnscan.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_leftovers_of_an_earlier_configuration_count_as_missing(tmp_path):
+    path = "training/results.csv"
+    for files, found in ((None, True), (frozenset({path}), True), (frozenset({"training/history.csv"}), False)):
+        run = Run("digits", "lenet5", 0, tmp_path, files)
+        run.folder.joinpath("training").mkdir(exist_ok=True)
+        run.folder.joinpath(path).write_text("checkpoint,split,loss,accuracy\nthird3,test,0.5,0.9\n", encoding="utf-8")
+        assert run.has(path) is found
+        assert len(collect([run], path)) == int(found)

@@ -9,7 +9,6 @@ from nnscan.layout import (
     CHECKPOINTS,
     CUTTABLE,
     FIGURES,
-    FORMATS,
     TABLES,
     Layout,
     either,

@@ -120,7 +120,7 @@ rule similarity:
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
         layers=study.scan.layers,
-        code=source_digest("similarities", "training"),
+        code=source_digest("averages", "similarities", "training"),
     message:
         "Similarity of the neurons of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
     script:

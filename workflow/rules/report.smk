@@ -23,7 +23,7 @@ rule write_report:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         study=study.study,
-        runs=[list(run) for run in layout.runs()],
+        runs=[[*run, layout.run_names(run)] for run in layout.runs()],
         tables=list(TABLES),
         figures=layout.captioned_figures(),
         code=source_digest("report"),

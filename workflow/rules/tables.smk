@@ -25,7 +25,7 @@ rule render_tables:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        runs=[list(run) for run in layout.runs()],
+        runs=[[*run, layout.run_names(run)] for run in layout.runs()],
         tables=list(TABLES),
         code=source_digest("claims", "rendering", "tables"),
     message:

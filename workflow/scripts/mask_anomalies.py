@@ -3,7 +3,7 @@
 import pandas as pd
 import torch
 
-from nnscan.artifacts import provenance, read_frame, write_frame
+from nnscan.artifacts import file_digest, provenance, read_frame, write_frame
 from nnscan.data import read_dataset, stratified_sample
 from nnscan.interventions import anomaly_masking, outlier_gradients
 from nnscan.jobs import job
@@ -23,6 +23,8 @@ with job(snakemake):
         found = read_frame(anomaly)
         masking.append(anomaly_masking(model, *split_tensors(dataset, "validation"), found, name, params.draws, seed))
         gradients.append(outlier_gradients(model, x, y, samples, read_frame(outliers), name))
-    origin = provenance(data=dataset.digest, seed=seed, code=params.code)
+    origin = provenance(
+        data=dataset.digest, checkpoint="+".join(map(file_digest, files.weights)), seed=seed, code=params.code
+    )
     write_frame(snakemake.output.masking, pd.concat(masking, ignore_index=True), origin)
     write_frame(snakemake.output.gradients, pd.concat(gradients, ignore_index=True), origin)

@@ -10,8 +10,8 @@ from nnscan.tables import TABLES, Run, read_published
 with job(snakemake):
     root = Path(snakemake.output.claims).parent
     runs = [
-        Run(dataset, model, seed, root / dataset / model / f"seed{seed}")
-        for dataset, model, seed in snakemake.params.runs
+        Run(dataset, model, seed, root / dataset / model / f"seed{seed}", frozenset(names))
+        for dataset, model, seed, names in snakemake.params.runs
     ]
     published = Path(snakemake.input.claims).parent
     for name in snakemake.params.tables:

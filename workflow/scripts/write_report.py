@@ -11,10 +11,10 @@ from nnscan.tables import TABLES
 
 with job(snakemake):
     params, root = snakemake.params, Path(snakemake.output.report).parent
-    datasets, models, seeds = (list(dict.fromkeys(names)) for names in zip(*params.runs, strict=True))
+    datasets, models, seeds = (list(dict.fromkeys(column)) for column in list(zip(*params.runs, strict=True))[:3])
     artefacts = [root / dataset / "data.h5" for dataset in datasets]
-    for dataset, model, seed in params.runs:
-        artefacts += sorted((root / dataset / model / f"seed{seed}").glob("metrics/*/*.parquet"))
+    for dataset, model, seed, names in params.runs:
+        artefacts += [root / dataset / model / f"seed{seed}" / name for name in names if name.startswith("metrics/")]
     origins = {str(path.relative_to(root)): read_provenance(path) for path in artefacts}
     shown = ("data", "scan", "components", "checkpoint", "code", "created")
     provenance = [{"artefact": name, **{key: origin.get(key, "") for key in shown}} for name, origin in origins.items()]
