@@ -168,12 +168,12 @@ def _images_by_filter(
     """Yield each filter's images of all samples, flattened: (N, H * W) or (N, h * w)."""
     import torch
 
-    from nnscan.models import capture, prepare, resolve_layer
+    from nnscan.models import capture, device_of, prepare, resolve_layer
     from nnscan.scanner import filter_images
 
     name = resolve_layer(model, layer)
     network = prepare(model)
-    device = next(iter(network.parameters())).device
+    device = device_of(network)
     inputs = torch.as_tensor(x)
 
     def rectified_maps(batch: Tensor) -> Tensor:
