@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,15 +26,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nnscan.accumulators import Batch, LayerSums, pixel_weights
 from nnscan.errors import ScanError
+from nnscan.linearisation import LinearisationError
 from nnscan.models import capture, device_of, network_layers, neuron_layers, prepare, resolve_layer, smooth_operations
-from nnscan.moments import QUANTITIES, REGIONS, SUPPORT, Moments, concatenate
+from nnscan.moments import Moments, concatenate
+from nnscan.sweeps import CACHE_BYTES, Sweep, WholeMapSweep, WindowSweep, block_sum
+from nnscan.windows import Windows
 
 CHUNK = 256
 """Tangents in one forward call; larger chunks cost memory and gain little."""
 
 KEEP_BYTES = 2 << 30
 """Columns of one sample are kept in memory up to this size, and half of what is free; else the sweep is run twice."""
+
+Precision = Literal["float32", "tf32", "bfloat16", "float64"]
+
+CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""How far a sweep may be from torch's derivative, as a share of the layer's largest value."""
 
 log = logging.getLogger(__name__)
 
@@ -149,12 +160,6 @@ def filter_images(model: nn.Module, x: Tensor, layer: str | nn.Module, filters: 
     return images.detach()
 
 
-def _block_sum(image: Tensor, block: int) -> Tensor:
-    """Sum (..., H, W) over blocks of b x b pixels."""
-    *rest, height, width = image.shape
-    return image.reshape(*rest, height // block, block, width // block, block).sum((-3, -1))
-
-
 def _scaled(image: Tensor) -> Tensor:
     """Scale |image| to [0, 1] by its minimum and maximum; a constant image becomes zero."""
     size = image.abs()
@@ -162,150 +167,40 @@ def _scaled(image: Tensor) -> Tensor:
     return (size - size.min()) / spread if spread > 0 else torch.zeros_like(size)
 
 
-class _Sweep:
-    """The columns of all learning images of one sample, in chunks of pixels.
+def _runs(sweep: Sweep, budget: int) -> list[Sequence[Batch]]:
+    """Split a sweep's batches so that those that are pushed together fit into memory."""
+    step = max(1, budget // max(1, sweep.bytes_each))
+    return [sweep.batches[start : start + step] for start in range(0, len(sweep.batches), step)]
 
-    Pixels whose value is zero are left out: their columns are zero.
+
+def _sum_up(sweep: Sweep, sums: Mapping[str, LayerSums], budget: int, progress: Callable[[int], object]) -> None:
+    """Run a sweep and take the sums of every layer.
+
+    The support of an image is known only with its largest value. Where all columns of a layer fit into memory they
+    are read twice; else the sweep is run twice.
     """
+    runs = _runs(sweep, budget)
+    alone = len(runs) == 1
+    for last in (False, True):
+        if alone and last:
+            return
+        for run in runs:
+            grids = [sweep.grids(batch) for batch in run]
 
-    def __init__(self, model: nn.Module, x: Tensor, layers: Sequence[str], block: int) -> None:
-        self.model, self.x, self.layers, self.block = model, x, layers, block
-        height, width = x.shape[-2] // block, x.shape[-1] // block
-        reached = _block_sum((x != 0).any(0).to(x.dtype), block) > 0
-        self.pixels = torch.nonzero(reached.reshape(-1)).reshape(-1)
-        self.grid = (height, width)
+            def read(layer: str, number: int, windows: Windows) -> None:
+                if number == 0:
+                    sums[layer].begin(run, [found[layer] for found in grids], alone)  # noqa: B023
+                sums[layer].add(number, windows, images=not last)  # noqa: B023
 
-    def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        with capture(self.model, self.layers) as outputs:
-            self.model(x.clone())
-        return tuple(outputs[layer] for layer in self.layers)
+            def leave(layer: str) -> None:
+                if not last:  # noqa: B023
+                    sums[layer].extremes()
+                if alone or last:  # noqa: B023
+                    sums[layer].sums()
+                sums[layer].leave()
 
-    def values(self) -> dict[str, Tensor]:
-        """Return each layer's output (K, h, w); a linear layer's map is (K, 1, 1)."""
-        with torch.no_grad():
-            return {
-                layer: output[0].reshape(output.shape[1], *(output.shape[2:] or (1, 1)))
-                for layer, output in zip(self.layers, self._outputs(self.x[None]), strict=True)
-            }
-
-    def _tangents(self, pixels: Tensor) -> Tensor:
-        rows, columns = pixels // self.grid[1], pixels % self.grid[1]
-        selected = torch.zeros((len(pixels), *self.grid), dtype=self.x.dtype, device=self.x.device)
-        selected[torch.arange(len(pixels)), rows, columns] = 1
-        if self.block > 1:
-            selected = selected.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)
-        return selected[:, None, None] * self.x
-
-    def columns(self, chunk: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Yield pixels (t,) and, for each layer, their columns (t, K, h w): I of every neuron at those pixels."""
-        push = torch.func.vmap(lambda tangent: torch.func.jvp(self._outputs, (self.x[None],), (tangent,))[1])
-        for start in range(0, len(self.pixels), chunk):
-            pixels = self.pixels[start : start + chunk]
-            with torch.no_grad():
-                columns = push(self._tangents(pixels))
-            yield (
-                pixels,
-                {
-                    layer: column.reshape(len(pixels), column.shape[2], -1)
-                    for layer, column in zip(self.layers, columns, strict=True)
-                },
-            )
-
-
-class _Accumulator:
-    """The running sums of one layer, over the pixels of one sample.
-
-    Two passes: the support of an image is known only with its maximum.
-    """
-
-    def __init__(self, value: Tensor, weights: Tensor, gate: bool, pixels: int) -> None:
-        filters, *positions = value.shape
-        self.value, self.shape, self.pixels = value.reshape(-1), (filters, *positions), pixels
-        self.feature_map = torch.relu(value).reshape(filters, -1, 1)
-        self.open = self.value > 0 if gate else torch.ones_like(self.value, dtype=torch.bool)
-        self.weights = weights  # (P, 6): foreground, background, x and x^2 on each
-        count = self.value.numel()
-        self.maximum = self.value.new_zeros(count)
-        self.minimum = self.value.new_full((count,), torch.inf)
-        self.signed = self.value.new_zeros(count)
-        self.on_region = self.value.new_zeros((4, count))
-        self.on_support = self.value.new_zeros((8, count))
-        self.filter_image = self.value.new_zeros((pixels, filters))
-        self.seen = 0
-
-    def extremes(self, pixels: Tensor, columns: Tensor) -> None:
-        flat = columns.reshape(len(pixels), -1)
-        low, high = torch.aminmax(flat, dim=0)
-        self.maximum = torch.maximum(self.maximum, torch.maximum(high, -low))
-        # min |I| is min I or min -I where all have one sign, and lies between otherwise
-        self.minimum = torch.minimum(
-            self.minimum, torch.where((low < 0) & (high > 0), flat.abs().amin(0), torch.minimum(low.abs(), high.abs()))
-        )
-        self.signed += flat.sum(0)
-        self.seen += len(pixels)
-        self.filter_image[pixels] = torch.matmul(columns.transpose(0, 1), self.feature_map)[..., 0].T
-
-    def sums(self, pixels: Tensor, columns: Tensor) -> None:
-        size = columns.reshape(len(pixels), -1).abs()
-        weights = self.weights[pixels]
-        regions = weights[:, :2].T
-        self.on_region[:2] += regions @ size
-        self.on_region[2:] += regions @ size.square()
-        support = size > SUPPORT * self.maximum
-        self.on_support[:6] += weights.T @ support.to(size.dtype)
-        self.on_support[6:] += weights[:, 2:4].T @ size.masked_fill_(~support, 0)
-
-    def arrays(self) -> dict[str, NDArray[np.floating]]:
-        """Return the quantities of `moments.QUANTITIES`, each (1, K, h, w)."""
-        if self.seen < self.pixels:  # pixels of value zero, which the sweep leaves out
-            self.minimum.fill_(0)
-        rows = {
-            "activation": self.value,
-            "signed_total": self.signed * self.open,
-            "maximum": self.maximum * self.open,
-            "minimum": self.minimum * self.open,
-        }
-        for index, region in enumerate(REGIONS):
-            rows[f"count_{region}"] = self.on_support[index]
-            rows[f"total_{region}"] = self.on_region[index]
-            rows[f"square_{region}"] = self.on_region[2 + index]
-            rows[f"input_total_{region}"] = self.on_support[2 + index]
-            rows[f"input_square_{region}"] = self.on_support[4 + index]
-            rows[f"cross_{region}"] = self.on_support[6 + index]
-        gated = {name: row if name == "activation" else row * self.open for name, row in rows.items()}
-        return {name: gated[name].reshape(1, *self.shape).cpu().numpy() for name in QUANTITIES}
-
-
-def _scan_sample(
-    model: nn.Module, x: Tensor, mask: Tensor, layers: Sequence[str], block: int, ungated: set[str], chunk: int
-) -> tuple[dict[str, dict[str, NDArray[np.floating]]], dict[str, NDArray[np.floating]]]:
-    """Return the moments and the filter images of one sample x (C, H, W) with its foreground grid (P,)."""
-    sweep = _Sweep(model, x, layers, block)
-    grid = _scaled(_block_sum(x.sum(0), block)).reshape(-1)
-    inside, outside = mask.to(x.dtype), (~mask).to(x.dtype)
-    weights = torch.stack([inside, outside, inside * grid, outside * grid, inside * grid**2, outside * grid**2], dim=1)
-    values = sweep.values()
-    accumulators = {
-        layer: _Accumulator(value, weights, layer not in ungated, len(grid)) for layer, value in values.items()
-    }
-    neurons = sum(value.numel() for value in values.values())
-    needed = neurons * len(sweep.pixels) * x.element_size()
-    keep = needed <= (min(KEEP_BYTES, available_bytes() // 2) if x.device.type == "cpu" else KEEP_BYTES)
-    kept: list[tuple[Tensor, dict[str, Tensor]]] = []
-    for pixels, columns in sweep.columns(chunk):
-        for layer, accumulator in accumulators.items():
-            accumulator.extremes(pixels, columns[layer])
-        if keep:
-            kept.append((pixels, columns))
-    for pixels, columns in kept if keep else sweep.columns(chunk):
-        for layer, accumulator in accumulators.items():
-            accumulator.sums(pixels, columns[layer])
-    moments = {layer: accumulator.arrays() for layer, accumulator in accumulators.items()}
-    images = {
-        layer: accumulator.filter_image.T.reshape(1, -1, *sweep.grid).cpu().numpy()
-        for layer, accumulator in accumulators.items()
-    }
-    return moments, images
+            sweep.push(run, read, leave)
+            progress(len(run))
 
 
 def _foreground_grid(foreground: Tensor | None, x: Tensor, block: int) -> Tensor:
@@ -316,7 +211,7 @@ def _foreground_grid(foreground: Tensor | None, x: Tensor, block: int) -> Tensor
         raise ScanError(
             f"foreground masks {tuple(foreground.shape)} do not fit images {tuple(x.shape)}: expected (N, H, W)"
         )
-    share = _block_sum(foreground.to(x.dtype), block) / block**2
+    share = block_sum(foreground.to(x.dtype), block) / block**2
     return (share >= 0.5).reshape(len(x), -1).to(x.device)
 
 
@@ -327,9 +222,10 @@ def scan_samples(
     layers: Sequence[str | nn.Module] | None = None,
     block: int = 1,
     samples: Sequence[int] | NDArray[np.int64] | None = None,
+    precision: Precision | None = None,
     progress: bool = False,
 ) -> Iterator[Moments]:
-    """Yield the moments of one sample after the other; see `scan`.
+    """Yield the moments of some samples after the other; see `scan`.
 
     Args:
         model: As in `scan`.
@@ -338,6 +234,7 @@ def scan_samples(
         layers: As in `scan`.
         block: As in `scan`.
         samples: Identifiers of the samples; None for 0 to N - 1.
+        precision: As in `scan`.
         progress: Show a progress bar.
     """
     _check_image(x, 4, "(N, C, H, W)")
@@ -357,29 +254,162 @@ def scan_samples(
             "the network is not piecewise linear (%s): its learning images are those of its linearisation at the input",
             ", ".join(smooth),
         )
-    ungated = _class_scores(probe, x)
+    if precision in ("float32", "tf32", "bfloat16", "float64"):
+        own = torch.float64 if precision == "float64" else torch.float32
+        probe, x = probe.to(own), x.to(own)
+    scanner = _Scanner(probe, names, block, _class_scores(probe, x), precision)
     masks = _foreground_grid(None if foreground is None else torch.as_tensor(foreground), x, block)
     identifiers = np.arange(len(x)) if samples is None else np.asarray(samples)
-    chunk = _chunk_size(x)
-    for index in tqdm(range(len(x)), desc="scan", unit="sample", mininterval=5, disable=not progress):
+    start = 0
+    with _tf32(precision), tqdm(
+        total=len(x), desc="scan", unit="sample", mininterval=5, disable=not progress,
+        bar_format="{l_bar}{bar}| {n:.2f}/{total_fmt} [{elapsed}<{remaining}]",
+    ) as bar:  # fmt: skip
+        while start < len(x):
+            part = slice(start, min(start + scanner.together, len(x)))
+            arrays, images = scanner.scan(x[part], masks[part], foreground is not None, bar.update)
+            yield Moments(
+                arrays,
+                identifiers[part].astype(np.int64),
+                masks.shape[1],
+                masks[part].sum(1).cpu().numpy(),
+                foreground is not None,
+                block,
+                images,
+            )
+            start = part.stop
+
+
+class _Scanner:
+    """Scans groups of samples of one network; what it learns from one group it uses for the next.
+
+    Attributes:
+        together: Samples to scan in the next group.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str], block: int, ungated: set[str], precision: Precision | None
+    ) -> None:
+        self.model, self.layers, self.block, self.ungated = model, layers, block, ungated
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else None
+        self.cache_bytes, self.budget_share = CACHE_BYTES, 1.0
+        self.whole_maps, self.checked, self.together = False, False, 1
+
+    def scan(
+        self, x: Tensor, masks: Tensor, regions: bool, progress: Callable[[float], object]
+    ) -> tuple[dict[str, dict[str, NDArray[np.floating]]], dict[str, NDArray[np.floating]]]:
+        """Return the arrays of moments and the filter images of some samples, by layer."""
         while True:
             try:
-                moments, images = _scan_sample(probe, x[index], masks[index], names, block, ungated, chunk)
+                sums, fits = self._scan(x, masks, regions, progress)
                 break
             except torch.OutOfMemoryError:
-                if chunk == 1:
+                if self.cache_bytes < 2**16:
                     raise
-                chunk //= 2
-                log.warning("the GPU's memory is full: the scan goes on with %d tangents at a time", chunk)
-        yield Moments(
-            moments,
-            identifiers[index : index + 1].astype(np.int64),
-            masks.shape[1],
-            masks[index : index + 1].sum(1).cpu().numpy(),
-            foreground is not None,
-            block,
-            images,
+                self.cache_bytes //= 2
+                self.budget_share /= 2
+                log.warning(
+                    "the GPU's memory is full: the scan goes on with batches of %d KiB", self.cache_bytes // 1024
+                )
+        self.together = fits
+        height, width = x.shape[-2] // self.block, x.shape[-1] // self.block
+        return (
+            {layer: found.arrays() for layer, found in sums.items()},
+            {layer: found.images().reshape(len(x), -1, height, width) for layer, found in sums.items()},
         )
+
+    def _budget(self, x: Tensor) -> int:
+        free = available_bytes() // 2 if x.device.type == "cpu" else KEEP_BYTES
+        return int(min(KEEP_BYTES, free) * self.budget_share)
+
+    def _sweep(self, x: Tensor) -> Sweep:
+        """Return a sweep over the samples: of windows where the network can be followed, else of whole maps."""
+        if not self.whole_maps:
+            try:
+                sweep = WindowSweep(self.model, x, self.layers, self.block, self.dtype or x.dtype, self.cache_bytes)
+            except LinearisationError as error:
+                self.whole_maps = True
+                log.warning("the whole network is swept on whole maps, which takes longer: %s", error)
+            else:
+                if sweep.linear.whole_maps and not self.checked:
+                    log.warning(
+                        "tangents are carried on whole maps from the first of these operations on: %s",
+                        ", ".join(sweep.linear.whole_maps),
+                    )
+                return sweep
+        return WholeMapSweep(self.model, x, self.layers, self.block, self._whole_chunk(x))
+
+    def _whole_chunk(self, x: Tensor) -> int:
+        """Return how many whole tangents go through the network together: fewer for large images."""
+        share = self.cache_bytes / CACHE_BYTES
+        return max(1, int(share * max(16, min(CHUNK, CHUNK * 64 * 64 // (x.shape[-2] * x.shape[-1])))))
+
+    def _scan(
+        self, x: Tensor, masks: Tensor, regions: bool, progress: Callable[[float], object]
+    ) -> tuple[dict[str, LayerSums], int]:
+        """Return the sums of every layer, and how many samples may go together in the next group."""
+        sweep = self._sweep(x)
+        scaled = torch.stack([_scaled(block_sum(image.sum(0), self.block)).reshape(-1) for image in x])
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, masks.shape, generator=generator).to(x) * 2 - 1
+        weights = pixel_weights(scaled, masks, signs)
+        sums = {
+            layer: LayerSums(value, weights, layer not in self.ungated, regions)
+            for layer, value in sweep.values.items()
+        }
+        budget = self._budget(x)
+        share = len(x) / max(1, len(sweep.batches))
+        if len(_runs(sweep, budget)) > 1:
+            share /= 2
+        _sum_up(sweep, sums, budget, lambda batches: progress(share * batches))
+        if isinstance(sweep, WholeMapSweep):
+            return sums, 1
+        if not self.checked:
+            self.checked = True
+            if not self._agrees(x, signs, sums):
+                self.whole_maps = True
+                log.warning("the sweep of windows disagrees with torch's derivative: the network is swept on whole maps")
+                return self._scan(x, masks, regions, lambda _: None)
+        need = sweep.bytes_each * len(sweep.batches) // len(x)
+        return sums, max(1, min(sweep.room * len(x), budget // max(1, need)))
+
+    def _agrees(self, x: Tensor, signs: Tensor, sums: Mapping[str, LayerSums]) -> bool:
+        """Whether a random combination of all columns is what torch's derivative gives for these pixels together.
+
+        The columns' windows follow from rules of geometry; any part of a column that a rule left out shows here.
+        """
+        height, width = x.shape[-2] // self.block, x.shape[-1] // self.block
+        sign = signs.view(len(x), 1, height, width)
+        if self.block > 1:
+            sign = sign.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)
+
+        def outputs(values: Tensor) -> tuple[Tensor, ...]:
+            with capture(self.model, self.layers) as found:
+                self.model(values.clone())
+            return tuple(found[layer] for layer in self.layers)
+
+        with torch.no_grad():
+            _, expected = torch.func.jvp(outputs, (x,), (x * sign,))
+        tolerance = CHECK_TOLERANCE[self.dtype or x.dtype]
+        for layer, wanted in zip(self.layers, expected, strict=True):
+            found = sums[layer].checksum()
+            error = (found - wanted.reshape(found.shape)).abs().max()
+            if error > tolerance * wanted.abs().max() + torch.finfo(x.dtype).tiny:
+                log.warning("%s: off by %.1e of the largest value %.1e", layer, error, wanted.abs().max())
+                return False
+        return True
+
+
+@contextmanager
+def _tf32(precision: Precision | None) -> Iterator[None]:
+    """Allow TF32 products on a GPU inside the block where the precision is tf32, and forbid them otherwise."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32)
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def _class_scores(model: nn.Module, x: Tensor) -> set[str]:
@@ -392,17 +422,13 @@ def _class_scores(model: nn.Module, x: Tensor) -> set[str]:
     return set() if gated else {found[-1].name}
 
 
-def _chunk_size(x: Tensor) -> int:
-    """Return how many tangents go through the network together: fewer for large images."""
-    return max(16, min(CHUNK, CHUNK * 64 * 64 // (x.shape[-2] * x.shape[-1])))
-
-
 def scan(
     model: nn.Module,
     x: Tensor,
     foreground: Tensor | NDArray[np.bool_] | None = None,
     layers: Sequence[str | nn.Module] | None = None,
     block: int = 1,
+    precision: Precision | None = None,
 ) -> Moments:
     """Scan every neuron of every layer: the moments of all learning images, and the filter images.
 
@@ -416,6 +442,9 @@ def scan(
             moments is the whole image, and `Moments.masked` is False.
         layers: Layers by name or module; None for the default (`models.neuron_layers`).
         block: Side of the blocks of pixels that are summed; 1 for single pixels. Costs fall with its square.
+        precision: "float32" or "float64" for everything; "tf32": float32, whose products a GPU may round to TF32;
+            "bfloat16": the network's values, gates and winners in float32, the tangents in bfloat16 (errors of about
+            1 %). None: the type of x.
 
     Returns:
         The moments of all neurons and samples, with the filter images.
@@ -426,4 +455,4 @@ def scan(
 
     Source: Dou Hui, doctoral slides, ch. 3 and 4; the sums are those that the feature quantity needs.
     """
-    return concatenate(list(scan_samples(model, x, foreground, layers, block)))
+    return concatenate(list(scan_samples(model, x, foreground, layers, block, precision=precision)))
