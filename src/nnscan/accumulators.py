@@ -77,6 +77,25 @@ def _colours(
     return count
 
 
+class Scratch:
+    """Memory for planes that one layer after the other uses: fresh memory costs time on a CPU."""
+
+    def __init__(self) -> None:
+        self.free: list[Tensor] = []
+
+    def take(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Return a matrix with the type and device of another tensor; its values are arbitrary."""
+        buffer = self.free.pop() if self.free else like.new_empty(0)
+        if buffer.numel() < rows * columns:
+            del buffer  # give the former memory back first
+            buffer = like.new_empty(rows * columns)
+        return buffer[: rows * columns].view(rows, columns)
+
+    def give(self, planes: Tensor) -> None:
+        """Take a matrix back."""
+        self.free.append(torch.empty(0, dtype=planes.dtype, device=planes.device).set_(planes.untyped_storage()))
+
+
 class LayerSums:
     """The sums of all neurons of one layer, for S samples.
 
@@ -106,15 +125,16 @@ class LayerSums:
         self.filter_image = self.value.new_zeros((self.samples, weights.shape[1], self.filters))
         self.reached = torch.zeros((count, 1, 1), dtype=torch.int64, device=value.device)
 
-    def begin(self, batches: Sequence[Batch], grids: Sequence[Grid], alone: bool) -> None:
+    def begin(self, batches: Sequence[Batch], grids: Sequence[Grid], alone: bool, scratch: Scratch) -> None:
         """Prepare planes for batches of tangents.
 
         Args:
             batches: The batches.
             grids: Where their windows lie at this layer.
             alone: Whether these are all tangents of the sweep.
+            scratch: Memory for the planes, until `leave`.
         """
-        self.alone = alone
+        self.alone, self.scratch = alone, scratch
         self.whole = all(grid.dense for grid in grids)
         live = np.concatenate([batch.pixels for batch in batches]) >= 0
         if self.whole:
@@ -138,16 +158,14 @@ class LayerSums:
         self.batches, self.slots = batches, slots
         places = self.samples * self.rows * self.columns
         size = places * self.planes_used
-        dtype = self.value.dtype
-        device = self.value.device
         none = self.weights.shape[1] - 1
         if self.whole:
-            self.planes = torch.empty((size, self.filters), dtype=dtype, device=device)
+            self.planes = scratch.take(size, self.filters, self.value)
             pixel = torch.full((self.samples, self.planes_used), none)
         else:
-            self.planes = torch.zeros((size + 1, self.filters), dtype=dtype, device=device)
+            self.planes = scratch.take(size + 1, self.filters, self.value).zero_()
             pixel = torch.full((size + 1,), none)
-        self.pixel = pixel.to(device)
+        self.pixel = pixel.to(self.value.device)
 
     def add(self, number: int, windows: Windows, images: bool) -> None:
         """Lay a batch's windows on the planes; with `images` add its share of the filter images too."""
@@ -174,8 +192,8 @@ class LayerSums:
         if not images:
             return
         share = layer_windows.scaled(self.feature_map).data.sum((1, 2))
-        for sample in range(samples):
-            self.filter_image[sample].index_add_(0, pixels[sample::samples], share[sample::samples])
+        for sample in range(samples):  # a pixel has one tangent in a whole sweep
+            self.filter_image[sample].index_copy_(0, pixels[sample::samples], share[sample::samples])
 
     def _tiles(self) -> list[tuple[slice, Tensor, Tensor]]:
         """Return tiles: places, their planes (n, Q, K), and the pixels' weights (n or 1, 8, Q)."""
@@ -226,7 +244,8 @@ class LayerSums:
 
     def leave(self) -> None:
         """Give the planes' memory back."""
-        del self.planes, self.pixel
+        self.scratch.give(self.planes)
+        del self.planes, self.pixel, self.scratch
 
     def checksum(self) -> Tensor:
         """Return the sum of the signed columns of all pixels, each times its sign (S, K, h, w)."""
@@ -244,8 +263,10 @@ class LayerSums:
             "maximum": self.maximum * self.open,
             "minimum": torch.where(everywhere, self.minimum, 0) * self.open,
         }
-        regional = {"count": (self.on_support, 0), "input_total": (self.on_support, 1), "input_square": (self.on_support, 2),
-                    "total": (self.total, 0), "square": (self.square, 0), "cross": (self.cross, 0)}  # fmt: skip
+        regional = {
+            **{name: (self.on_support, place) for place, name in enumerate(("count", "input_total", "input_square"))},
+            **{"total": (self.total, 0), "square": (self.square, 0), "cross": (self.cross, 0)},
+        }
         for number, region in enumerate(REGIONS):
             for name, (sums, place) in regional.items():
                 if number and not self.regions:

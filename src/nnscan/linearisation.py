@@ -9,6 +9,7 @@ its own runs on whole maps, by torch's forward-mode derivative, and is listed in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -95,7 +95,7 @@ def _maps(windows: Windows, shape: Sequence[int]) -> Tensor:
 
 
 @dataclass
-class Convolution(Rule):
+class _Convolution(Rule):
     """A convolution; also with the factors of the batch normalisation behind it, where nothing else reads it."""
 
     weight: Tensor
@@ -112,12 +112,11 @@ class Convolution(Rule):
         (source,) = windows
         passages = source.grid.through(self.filters, *self.extents)
         source = source.cleaned().placed(source.grid.before(passages))
-        paddings = [_symmetric(passage, way) for passage, way in zip(passages, self.filters, strict=True)]
-        data = source.data
-        if None in paddings:
-            down, across = passages
+        (down, across), data = passages, source.data
+        paddings = (down.before, across.before)
+        if not (_symmetric(down, self.filters[0]) and _symmetric(across, self.filters[1])):
             data = padded(data, across.before, across.after, down.before, down.after)
-            paddings = [0, 0]
+            paddings = (0, 0)
         strides = (self.filters[0].stride, self.filters[1].stride)
         weight = self.weight.to(data.dtype)
         images = functional.conv2d(
@@ -130,17 +129,14 @@ class Convolution(Rule):
         return grid.size * self.weight.numel()
 
 
-def _symmetric(passage: Passage, filtering: Filtering) -> int | None:
-    """Return the padding at both ends that gives the same result, where there is one; it saves a copy."""
-    before = passage.before
-    if before < 0:
-        return None
-    count = (passage.size + 2 * before - filtering.extent) // filtering.stride + 1
-    return before if count == passage.length else None
+def _symmetric(passage: Passage, filtering: Filtering) -> bool:
+    """Whether as much padding behind as in front gives the same result; the convolution can do that without a copy."""
+    count = (passage.size + 2 * passage.before - filtering.extent) // filtering.stride + 1
+    return passage.before >= 0 and count == passage.length
 
 
 @dataclass
-class Factor(Rule):
+class _Factor(Rule):
     """A multiplication by a map of the forward pass, one factor per value or per place.
 
     Attributes:
@@ -165,7 +161,7 @@ class Factor(Rule):
 
 
 @dataclass
-class ChannelFactor(Rule):
+class _ChannelFactor(Rule):
     """A multiplication by one factor per channel, or one for all (K or 1,)."""
 
     factors: Tensor
@@ -179,7 +175,7 @@ class ChannelFactor(Rule):
 
 
 @dataclass
-class MaxPool(Rule):
+class _MaxPool(Rule):
     """Max-pooling: each place takes the tangent of its winner.
 
     Attributes:
@@ -204,7 +200,9 @@ class MaxPool(Rule):
         taps = []
         for axis, places in enumerate((self.indices // self.columns, self.indices % self.columns)):
             starts = torch.arange(self.extents[axis], device=places.device) * self.filters[axis].stride
-            starts = (starts - self.filters[axis].padding).view(-1, 1) if axis == 0 else starts - self.filters[axis].padding
+            starts = (
+                (starts - self.filters[axis].padding).view(-1, 1) if axis == 0 else starts - self.filters[axis].padding
+            )
             taps.append((places - starts) // self.dilation[axis])
         number = taps[0] * self.kernel[1] + taps[1] + 1
         self.winners = map_rows(number.to(torch.uint8 if self.kernel[0] * self.kernel[1] < 256 else torch.int32))
@@ -226,14 +224,16 @@ class MaxPool(Rule):
             y = (tap // self.kernel[1]) * self.dilation[0]
             x = (tap % self.kernel[1]) * self.dilation[1]
             taken = data[
-                :, y : y + row_stride * (height - 1) + 1 : row_stride, x : x + column_stride * (width - 1) + 1 : column_stride
+                :,
+                y : y + row_stride * (height - 1) + 1 : row_stride,
+                x : x + column_stride * (width - 1) + 1 : column_stride,
             ]
             torch.where(winners == tap + 1, taken.reshape(target.shape), target, out=target)
         return result
 
 
 @dataclass
-class AveragePool(Rule):
+class _AveragePool(Rule):
     """Average-pooling: the sum over the kernel times a factor per place, which knows what padding counts for."""
 
     kernel: tuple[int, int]
@@ -257,7 +257,7 @@ class AveragePool(Rule):
 
 
 @dataclass
-class Mean(Rule):
+class _Mean(Rule):
     """The mean over all places."""
 
     def grid(self, *grids: Grid) -> Grid:
@@ -270,7 +270,7 @@ class Mean(Rule):
 
 
 @dataclass
-class Sum(Rule):
+class _Sum(Rule):
     """A weighted sum of maps of the same shape."""
 
     weights: tuple[float, ...]
@@ -290,7 +290,7 @@ class Sum(Rule):
 
 
 @dataclass
-class Product(Rule):
+class _Product(Rule):
     """The product of two maps that both depend on the input: x dy + y dx, on whole maps."""
 
     values: tuple[Cell, Cell]
@@ -312,30 +312,28 @@ class Product(Rule):
 
 
 @dataclass
-class Concatenation(Rule):
+class _Concatenation(Rule):
     """Maps behind one another along their channels; an operand that does not depend on the input has no tangent."""
 
     channels: tuple[int, ...]
     present: tuple[bool, ...]
 
     def grid(self, *grids: Grid) -> Grid:
-        return Sum(()).grid(*grids)
+        return _Sum(()).grid(*grids)
 
     def push(self, *windows: Windows) -> Windows:
         parts = joined(windows)
         remaining = iter(parts)
         grid = parts[0].grid
         data = [
-            next(remaining).data
-            if present
-            else parts[0].data.new_zeros((len(grid), grid.height, grid.width, channels))
+            next(remaining).data if present else parts[0].data.new_zeros((len(grid), grid.height, grid.width, channels))
             for channels, present in zip(self.channels, self.present, strict=True)
         ]
         return Windows(torch.cat(data, dim=3), grid, all(part.clean for part in parts))
 
 
 @dataclass
-class Channels(Rule):
+class _Channels(Rule):
     """A rearrangement or choice of channels: a function of tensors whose last dimensions are those of the channels."""
 
     before: tuple[int, ...]
@@ -351,7 +349,7 @@ class Channels(Rule):
 
 
 @dataclass
-class Shift(Rule):
+class _Shift(Rule):
     """Zero padding, or with negative numbers cropping, in front of the rows and columns."""
 
     top: int
@@ -360,9 +358,7 @@ class Shift(Rule):
 
     def grid(self, *grids: Grid) -> Grid:
         (old,) = grids
-        return Grid(
-            old.top + self.top, old.left + self.left, old.height, old.width, *self.extents, old.samples
-        )
+        return Grid(old.top + self.top, old.left + self.left, old.height, old.width, *self.extents, old.samples)
 
     def push(self, *windows: Windows) -> Windows:
         (source,) = windows
@@ -370,7 +366,7 @@ class Shift(Rule):
 
 
 @dataclass
-class Matrix(Rule):
+class _Matrix(Rule):
     """A linear layer (K_in, K_out) on maps of one place."""
 
     weight: Tensor
@@ -387,7 +383,7 @@ class Matrix(Rule):
 
 
 @dataclass
-class Rearrangement(Rule):
+class _Rearrangement(Rule):
     """A change of shape or order of whole maps: a function of (T, ...) that leaves the first dimension alone."""
 
     before: Sequence[int]
@@ -402,7 +398,7 @@ class Rearrangement(Rule):
 
 
 @dataclass
-class Derivative(Rule):
+class _Derivative(Rule):
     """Any other operation: torch's forward-mode derivative, on whole maps.
 
     Attributes:
@@ -443,11 +439,11 @@ class Node:
     shape: tuple[int, ...]
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches a forward pass and writes down its operations as nodes."""
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = [Node(Rule(), (), tuple(x.shape))]
         self.places: dict[int, int] = {id(x): 0}
         self.cells: dict[int, Cell] = {}
@@ -524,7 +520,9 @@ class _Recorder(TorchDispatchMode):
         if writer is None or not writer(self, func, args, kwargs, result):
             self._derivative(operation, func, args, kwargs, result)
 
-    def _derivative(self, operation: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _derivative(
+        self, operation: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
         """Write down an operation by its derivative on whole maps."""
         watched = [value for value in _tensors((args, kwargs)) if id(value) in self.places]
         names = [id(value) for value in watched]
@@ -541,7 +539,7 @@ class _Recorder(TorchDispatchMode):
 
             value = _listed(result)[index]
             self.whole_maps.append((operation.__name__, len(self.nodes)))
-            self.add(value, Derivative(function, cells, tuple(value.shape)), *(self.places[name] for name in names))
+            self.add(value, _Derivative(function, cells, tuple(value.shape)), *(self.places[name] for name in names))
 
 
 # Writers: an operation's rule from its arguments ------------------------------------------------------------------
@@ -570,7 +568,9 @@ def _filters(kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> tuple
     return down, across
 
 
-def _write_convolution(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mapping[str, Any], result: Any) -> bool:
+def _write_convolution(
+    recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mapping[str, Any], result: Any
+) -> bool:
     given = _bound(func, args, kwargs)
     source, weight = given["input"], given["weight"]
     if source.ndim != 4 or given["transposed"] or recorder.place(weight) is not None:
@@ -579,7 +579,7 @@ def _write_convolution(recorder: _Recorder, func: Any, args: _Arguments, kwargs:
         return False
     filters = _filters(weight.shape[2:], given["stride"], given["padding"], given["dilation"])
     weight = weight.detach().contiguous(memory_format=torch.channels_last)
-    rule = Convolution(weight, filters, _numbers(given["dilation"]), given["groups"], _numbers(result.shape[2:]))
+    rule = _Convolution(weight, filters, _numbers(given["dilation"]), given["groups"], _numbers(result.shape[2:]))
     recorder.add(result, rule, recorder.places[id(source)])
     return True
 
@@ -599,7 +599,7 @@ def _write_normalisation(
     if given["weight"] is not None:
         factors = factors * given["weight"]
     rest = int(np.prod(source.shape[2:])) if source.ndim < 4 else int(np.prod(source.shape[2:-2]))
-    recorder.add(result[0], ChannelFactor(factors.detach().repeat_interleave(rest)), recorder.places[id(source)])
+    recorder.add(result[0], _ChannelFactor(factors.detach().repeat_interleave(rest)), recorder.places[id(source)])
     return True
 
 
@@ -621,7 +621,7 @@ def _write_pointwise(recorder: _Recorder, func: Any, args: _Arguments, kwargs: M
             (slopes,) = torch.autograd.grad(overload(variable, *rest, **kwargs).sum(), variable)
         return slopes.detach()
 
-    recorder.add(result, Factor(slope), recorder.places[id(source)])
+    recorder.add(result, _Factor(slope), recorder.places[id(source)])
     return True
 
 
@@ -630,7 +630,10 @@ def _write_sum(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mapping
     watched = {index: value for index, value in enumerate(args[:2]) if recorder.place(value) is not None}
     if any(value.shape != result.shape for value in watched.values()):
         return False
-    rule = Sum(tuple(weights[index] for index in watched))
+    if len(watched) == 1 and weights[next(iter(watched))] == 1:
+        recorder.watch(result, recorder.places[id(next(iter(watched.values())))])
+        return True
+    rule = _Sum(tuple(weights[index] for index in watched))
     recorder.add(result, rule, *(recorder.places[id(value)] for value in watched.values()))
     return True
 
@@ -640,7 +643,7 @@ def _write_product(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Map
     if recorder.place(first) is not None and recorder.place(second) is not None:
         if first.ndim != second.ndim:
             return False
-        rule = Product((recorder.cell(first), recorder.cell(second)), tuple(result.shape))
+        rule = _Product((recorder.cell(first), recorder.cell(second)), tuple(result.shape))
         recorder.add(result, rule, recorder.places[id(first)], recorder.places[id(second)])
         return True
     source, other = (first, second) if recorder.place(first) is not None else (second, first)
@@ -652,10 +655,10 @@ def _write_product(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Map
             return False
         factors = 1 / factors
     if factors.numel() == 1:
-        recorder.add(result, ChannelFactor(factors.reshape(1)), recorder.places[id(source)])
+        recorder.add(result, _ChannelFactor(factors.reshape(1)), recorder.places[id(source)])
     else:
         cell = Cell(factors if factors is not other else factors.clone())
-        recorder.add(result, Factor(lambda: cell.value.expand(result.shape)), recorder.places[id(source)])
+        recorder.add(result, _Factor(lambda: cell.value.expand(result.shape)), recorder.places[id(source)])
     return True
 
 
@@ -666,7 +669,7 @@ def _write_mean(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mappin
         return False
     if sorted(axis % 4 for axis in given["dim"]) != [2, 3]:
         return False
-    recorder.add(result, Mean(), recorder.places[id(source)])
+    recorder.add(result, _Mean(), recorder.places[id(source)])
     return True
 
 
@@ -689,12 +692,10 @@ def _write_average_pool(
         kernel = _numbers(given["kernel_size"])
         stride, padding = _numbers(given["stride"] or kernel), _numbers(given["padding"])
     ones = source.new_ones((1, *source.shape))[:, 0, :1]
-    counts = functional.avg_pool2d(
-        ones, kernel, stride, padding, bool(given.get("ceil_mode")), divisor_override=1
-    )
+    counts = functional.avg_pool2d(ones, kernel, stride, padding, bool(given.get("ceil_mode")), divisor_override=1)
     averages = counts / (kernel[0] * kernel[1]) if "kernel_size" not in given else func(ones, *args[1:], **kwargs)
     factors = (averages / counts).expand(len(source), -1, -1, -1)
-    rule = AveragePool(kernel, _filters(kernel, stride, padding), _numbers(result.shape[2:]), map_rows(factors))
+    rule = _AveragePool(kernel, _filters(kernel, stride, padding), _numbers(result.shape[2:]), map_rows(factors))
     recorder.add(result, rule, recorder.places[id(source)])
     return True
 
@@ -706,7 +707,7 @@ def _write_max_pool(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Ma
         return False
     kernel, dilation = _numbers(given["kernel_size"]), _numbers(given["dilation"])
     filters = _filters(kernel, given["stride"] or kernel, given["padding"], dilation)
-    rule = MaxPool(indices, source.shape[3], kernel, dilation, filters, _numbers(values.shape[2:]))
+    rule = _MaxPool(indices, source.shape[3], kernel, dilation, filters, _numbers(values.shape[2:]))
     recorder.add(values, rule, recorder.places[id(source)])
     return True
 
@@ -719,7 +720,7 @@ def _write_concatenation(
     if given["dim"] % result.ndim != 1 or any(part.ndim != result.ndim for part in parts):
         return False
     places = [recorder.place(part) for part in parts]
-    rule = Concatenation(
+    rule = _Concatenation(
         tuple(_extents(part.shape)[2] for part in parts), tuple(place is not None for place in places)
     )
     recorder.add(result, rule, *(place for place in places if place is not None))
@@ -731,7 +732,7 @@ def _write_reshape(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Map
     if _extents(before) == _extents(after):
         recorder.watch(result, recorder.places[id(args[0])])
         return True
-    rule = Rearrangement(before, after, lambda maps: maps.reshape(len(maps), *after[1:]))
+    rule = _Rearrangement(before, after, lambda maps: maps.reshape(len(maps), *after[1:]))
     recorder.add(result, rule, recorder.places[id(args[0])])
     return True
 
@@ -746,16 +747,20 @@ def _write_order(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mappi
     source = given["self"]
     last = source.ndim - 2  # where the places begin, if the value has any
     operation = func.overloadpacket
-    moved = {
-        aten.permute: lambda: [axis for axis, old in enumerate(given["dims"]) if old % source.ndim != axis],
-        aten.transpose: lambda: [given["dim0"] % source.ndim, given["dim1"] % source.ndim],
-    }.get(operation, lambda: [given["dim"] % source.ndim])()
+    if operation is aten.permute:
+        moved = [axis for axis, old in enumerate(given["dims"]) if old % source.ndim != axis]
+    elif operation is aten.transpose:
+        moved = [given["dim0"] % source.ndim, given["dim1"] % source.ndim]
+    else:
+        moved = [given["dim"] % source.ndim]
     if 0 in moved:
         recorder.broken = f"{operation.__name__} mixes the samples with other dimensions"
         return True
     place = recorder.places[id(source)]
     if source.ndim < 4 or result.ndim < 4 or any(axis >= last for axis in moved):
-        rule: Rule = Rearrangement(tuple(source.shape), tuple(result.shape), lambda maps: func(maps, *args[1:], **kwargs))
+        rule: Rule = _Rearrangement(
+            tuple(source.shape), tuple(result.shape), lambda maps: func(maps, *args[1:], **kwargs)
+        )
         recorder.add(result, rule, place)
         return True
 
@@ -768,7 +773,7 @@ def _write_order(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mappi
         changed: Tensor = func(values, **{**{name: given[name] for name in given if name != "self"}, **chosen})
         return changed
 
-    recorder.add(result, Channels(tuple(source.shape[1:last]), change), place)
+    recorder.add(result, _Channels(tuple(source.shape[1:last]), change), place)
     return True
 
 
@@ -783,9 +788,9 @@ def _write_split(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mappi
     for part in result:
         length = part.shape[axis]
         if source.ndim >= 4 and axis < last:
-            rule: Rule = Channels(tuple(source.shape[1:last]), _narrow(axis + 2, start, length))
+            rule: Rule = _Channels(tuple(source.shape[1:last]), _narrow(axis + 2, start, length))
         else:
-            rule = Rearrangement(tuple(source.shape), tuple(part.shape), _narrow(axis, start, length))
+            rule = _Rearrangement(tuple(source.shape), tuple(part.shape), _narrow(axis, start, length))
         recorder.add(part, rule, recorder.places[id(source)])
         start += length
     return True
@@ -800,7 +805,7 @@ def _write_padding(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Map
     source, pad = given["self"], [*given["pad"], 0, 0, 0, 0]
     if source.ndim < 4 or any(pad[4:]):
         return False
-    recorder.add(result, Shift(pad[2], pad[0], _numbers(result.shape[-2:])), recorder.places[id(source)])
+    recorder.add(result, _Shift(pad[2], pad[0], _numbers(result.shape[-2:])), recorder.places[id(source)])
     return True
 
 
@@ -812,7 +817,7 @@ def _write_matrix(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mapp
         return False
     if given.get("alpha", 1) != 1:
         return False
-    recorder.add(result, Matrix(weight.detach()), recorder.places[id(source)])
+    recorder.add(result, _Matrix(weight.detach()), recorder.places[id(source)])
     return True
 
 
@@ -901,30 +906,27 @@ class Linearisation:
             if index in needed:
                 needed.update(self.nodes[index].sources)
         layers = set(self.places.values())
-        readers = [0] * len(self.nodes)
-        for index in needed:
-            for source in self.nodes[index].sources:
-                readers[source] += 1
+        readers = Counter(place for index in needed for place in self.nodes[index].sources)
         for index in sorted(needed):
             node = self.nodes[index]
-            if not isinstance(node.rule, ChannelFactor) or not node.sources:
+            if not isinstance(node.rule, _ChannelFactor) or not node.sources:
                 continue
             (place,) = node.sources
             source = self.nodes[place]
-            if isinstance(source.rule, Convolution) and readers[place] == 1 and place not in layers:
+            if isinstance(source.rule, _Convolution) and readers[place] == 1 and place not in layers:
                 factors = node.rule.factors.expand(len(source.rule.weight))
                 folded = replace(source.rule, weight=source.rule.weight * factors.view(-1, 1, 1, 1))
-                self.nodes[index] = Node(folded, source.sources, node.shape)
+                self.nodes[index] = replace(node, rule=folded, sources=source.sources)
                 needed.discard(place)
         self.order = sorted(needed)
-        self.last_reader = {source: index for index in self.order for source in self.nodes[index].sources}
+        self.last_reader = {place: index for index in self.order for place in self.nodes[index].sources}
         for index in self.order:
             node = self.nodes[index]
-            if isinstance(node.rule, Factor):
+            if isinstance(node.rule, _Factor):
                 (place,) = node.sources
                 # what others may still read, or share memory with, is not written over
                 node.rule.reuse = readers[place] == 1 and isinstance(
-                    self.nodes[place].rule, Convolution | Sum | MaxPool | AveragePool | ChannelFactor
+                    self.nodes[place].rule, _Convolution | _Sum | _MaxPool | _AveragePool | _ChannelFactor
                 )
             node.rule.ready()
 
@@ -940,6 +942,15 @@ class Linearisation:
     def products(self, grids: Mapping[int, Grid]) -> int:
         """Return the multiply-adds of convolutions and linear maps on these windows."""
         return sum(self.nodes[index].rule.products(grid) for index, grid in grids.items())
+
+    def whole_products(self) -> int:
+        """Return the multiply-adds of convolutions and linear maps on whole maps, for one sample."""
+        total = 0
+        for index in self.order:
+            rows, columns, _ = _extents(self.nodes[index].shape)
+            nothing = np.zeros(1, np.int64)
+            total += self.nodes[index].rule.products(Grid(nothing, nothing, rows, columns, rows, columns, 1))
+        return total
 
     def held(self, grids: Mapping[int, Grid]) -> int:
         """Return the most values that are kept of these windows while a layer waits for the next."""
@@ -995,9 +1006,7 @@ def _as_maps(value: Tensor) -> Tensor:
     return value.reshape(*value.shape[:2], *(value.shape[2:] or (1, 1)))
 
 
-def _record(
-    model: nn.Module, x: Tensor, layers: Sequence[str]
-) -> tuple[_Recorder, dict[str, tuple[Cell, int | None]]]:
+def _record(model: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[_Recorder, dict[str, tuple[Cell, int | None]]]:
     """Watch a forward pass; return the operations, and each layer's value with its operation."""
     source = x.detach().clone()  # a model may change its input in place
     recorder = _Recorder(source)
@@ -1024,4 +1033,4 @@ def _record(
     missing = [layer for layer in layers if layer not in found]
     if missing:
         raise LinearisationError(f"the layers {', '.join(missing)} are not used in the forward pass")
-    return recorder, found
+    return recorder, {layer: found[layer] for layer in layers}

@@ -425,8 +425,12 @@ def best_device() -> torch.device:
 
 
 def prepare(model: nn.Module) -> nn.Module:
-    """Return a copy that can be scanned: evaluation mode, no in-place operations, no gradients of parameters."""
-    prepared = copy.deepcopy(model).eval().requires_grad_(False)
+    """Return a copy that can be scanned: evaluation mode, no in-place operations, no gradients of parameters.
+
+    The copy has parameters of its own that share the model's memory; it must not write to them.
+    """
+    shared = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in model.parameters()}
+    prepared = copy.deepcopy(model, shared).eval()
     for module in prepared.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
@@ -596,7 +600,15 @@ def neuron_layers(model: nn.Module, x: Tensor, kind: Kind = "convolutional") -> 
     Raises:
         ModelError: The network has no such layer.
     """
-    found = network_layers(model, x)
+    return chosen_layers(network_layers(model, x), kind)
+
+
+def chosen_layers(found: Sequence[NeuronLayer], kind: Kind = "convolutional") -> list[str]:
+    """Return the names of those of a network's layers that are scanned by default; see `neuron_layers`.
+
+    Raises:
+        ModelError: There is none.
+    """
     chosen = [layer.name for layer in found if layer.convolutional]
     if kind == "all" or not chosen:
         chosen = [layer.name for layer in found]
@@ -660,15 +672,17 @@ def smooth_operations(model: nn.Module, x: Tensor) -> list[str]:
 
     Where the list is not empty, learning images are those of the network's linearisation at the input.
     """
-    stack: list[str] = []
-    probe = prepare(model)
+    places: list[str] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: places.append(name or "the model")
 
     def leave(*_: Any) -> None:
-        stack.pop()
+        places.pop()
 
-    for name, module in probe.named_modules():
-        module.register_forward_pre_hook(lambda *_, name=name: stack.append(name or "the model"))
-        module.register_forward_hook(leave)
-    with torch.no_grad(), _CallRecorder(stack) as recorder:
-        probe(x[:1].to(device_of(model), copy=True))
+    with ExitStack() as stack, torch.no_grad(), evaluation(model), _CallRecorder(places) as recorder:
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(enter(name)).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        model(x[:1].to(device_of(model), copy=True))
     return [f"{function} in {place}" for place, function in recorder.found.items()]

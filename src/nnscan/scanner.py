@@ -26,19 +26,34 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nnscan.accumulators import Batch, LayerSums, pixel_weights
+from nnscan.accumulators import Batch, LayerSums, Scratch, pixel_weights
 from nnscan.errors import ScanError
-from nnscan.linearisation import LinearisationError
-from nnscan.models import capture, device_of, network_layers, neuron_layers, prepare, resolve_layer, smooth_operations
+from nnscan.linearisation import Linearisation, LinearisationError
+from nnscan.models import (
+    NeuronLayer,
+    capture,
+    chosen_layers,
+    device_of,
+    network_layers,
+    prepare,
+    resolve_layer,
+    smooth_operations,
+)
 from nnscan.moments import Moments, concatenate
 from nnscan.sweeps import CACHE_BYTES, Sweep, WholeMapSweep, WindowSweep, block_sum
-from nnscan.windows import Windows
+from nnscan.windows import Windows, map_rows
 
 CHUNK = 256
-"""Tangents in one forward call; larger chunks cost memory and gain little."""
+"""Whole maps of small images that are carried through a network together; see `_together`."""
 
 KEEP_BYTES = 2 << 30
 """Columns of one sample are kept in memory up to this size, and half of what is free; else the sweep is run twice."""
+
+SMALLEST_BYTES = 2**10
+"""A GPU that has no room for batches of this size has none at all."""
+
+MOST_TOGETHER = 16
+"""Samples of a small network that are scanned together; more gain nothing."""
 
 Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 
@@ -58,6 +73,11 @@ def _check_image(x: Tensor, dimensions: int, shape: str) -> None:
         raise ScanError(f"expected a floating-point tensor {shape}, got {tuple(x.shape)} of {x.dtype}")
     if not bool(torch.isfinite(x).all()):
         raise ScanError("the input holds values that are not finite")
+
+
+def _together(x: Tensor) -> int:
+    """Return how many whole maps go through a network together: fewer for large images."""
+    return max(16, min(CHUNK, CHUNK * 64 * 64 // (x.shape[-2] * x.shape[-1])))
 
 
 def learning_images(
@@ -101,14 +121,15 @@ def learning_images(
                 f"{values.numel()} neurons 0 to {values.numel() - 1} of its map {tuple(outputs[name].shape[1:])}"
             )
         images = x.new_zeros((len(indices), *x.shape))
-        for start in range(0, len(indices), CHUNK):
-            part = indices[start : start + CHUNK]
+        step = _together(x)
+        for start in range(0, len(indices), step):
+            part = indices[start : start + step]
             selectors = torch.zeros((len(part), *outputs[name].shape), dtype=values.dtype, device=values.device)
             selectors.view(len(part), -1)[torch.arange(len(part)), part] = 1
             (gradients,) = torch.autograd.grad(
                 outputs[name], source, selectors, retain_graph=True, is_grads_batched=True, materialize_grads=True
             )
-            images[start : start + CHUNK] = x * gradients[:, 0]
+            images[start : start + step] = x * gradients[:, 0]
         if gate:
             images[values[indices] <= 0] = 0
     return images.detach()
@@ -117,7 +138,9 @@ def learning_images(
 def filter_images(model: nn.Module, x: Tensor, layer: str | nn.Module, filters: Sequence[int] | None = None) -> Tensor:
     """Return the learning images of filters, `L^k(x) = sum_ij I^k_ij(x) f^k_ij(x)` with `f = relu(layer output)`.
 
-    Computed as `x * grad_x(1/2 sum_ij f_ij^2)`, which is the same sum: one backward pass per filter for all samples.
+    Two routes give the same numbers: backwards, `x * grad_x(1/2 sum_ij f_ij^2)`, one pass for each filter that is
+    active; and forwards, one tangent for each value of the input, contracted with f. The one with fewer multiply-adds
+    is taken.
 
     Args:
         model: Any network; it is left unchanged.
@@ -135,29 +158,87 @@ def filter_images(model: nn.Module, x: Tensor, layer: str | nn.Module, filters: 
     Source: Dou Hui, doctoral slides, ch. 5, definition of L^k.
     """
     _check_image(x, 4, "(N, C, H, W)")
-    x = x.to(device_of(model))
+    x = x.detach().to(device_of(model))
     probe = prepare(model)
     name = resolve_layer(model, layer)
-    source = x.detach().clone().requires_grad_(True)
-    with torch.enable_grad(), capture(probe, [name]) as outputs:
-        probe(source.clone())  # a model may change its input in place
-        maps = torch.relu(outputs[name])
-        chosen = list(range(maps.shape[1])) if filters is None else [int(index) for index in filters]
-        if any(not 0 <= index < maps.shape[1] for index in chosen):
-            raise ScanError(f"filters {chosen} were asked of {name!r}, which has the filters 0 to {maps.shape[1] - 1}")
-        needed = len(chosen) * x.numel() * x.element_size()
-        if x.device.type == "cpu" and needed > available_bytes():
-            raise ScanError(
-                f"the images of {len(chosen)} filters of {name!r} for {len(x)} samples need {needed / 2**30:.1f} GiB, "
-                f"and {available_bytes() / 2**30:.1f} GiB are free; ask for fewer filters or samples at a time"
-            )
-        images = x.new_empty((len(x), len(chosen), *x.shape[1:]))
-        for position, index in enumerate(chosen):
-            (gradient,) = torch.autograd.grad(
-                maps[:, index], source, maps[:, index].detach(), retain_graph=True, materialize_grads=True
-            )
-            images[:, position] = x * gradient
-    return images.detach()
+    with torch.no_grad(), capture(probe, [name]) as outputs:
+        probe(x[:1].clone())
+    count = outputs[name].shape[1]
+    chosen = list(range(count)) if filters is None else [int(index) for index in filters]
+    if any(not 0 <= index < count for index in chosen):
+        raise ScanError(f"filters {chosen} were asked of {name!r}, which has the filters 0 to {count - 1}")
+    needed = len(chosen) * x.numel() * x.element_size()
+    if x.device.type == "cpu" and needed > available_bytes():
+        raise ScanError(
+            f"the images of {len(chosen)} filters of {name!r} for {len(x)} samples need {needed / 2**30:.1f} GiB, "
+            f"and {available_bytes() / 2**30:.1f} GiB are free; ask for fewer filters or samples at a time"
+        )
+    images = x.new_zeros((len(x), len(chosen), *x.shape[1:]))
+    step = max(1, _together(x) // 4)
+    for start in range(0, len(x), step):
+        part = x[start : start + step]
+        sweeps = _channel_sweeps(probe, part, name)
+        if sweeps and _forward_is_cheaper(sweeps, name, chosen):
+            _contract(sweeps, part, name, chosen, images[start : start + step])
+        else:
+            _carry_back(probe, part, name, chosen, images[start : start + step])
+    return images
+
+
+def _channel_sweeps(model: nn.Module, x: Tensor, layer: str) -> list[WindowSweep]:
+    """Return a sweep for each channel of the input, or none where the network cannot be followed."""
+    try:
+        linear = Linearisation(model, x, [layer])
+    except LinearisationError as error:
+        log.info("filter images of %s are carried back: %s", layer, error)
+        return []
+    if linear.whole_maps or layer not in linear.places:
+        return []
+    channels = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None, :, None, None]
+    return [WindowSweep(linear, x * channel, 1) for channel in channels]
+
+
+def _forward_is_cheaper(sweeps: Sequence[WindowSweep], layer: str, chosen: Sequence[int]) -> bool:
+    """Whether the sweeps take fewer multiply-adds than carrying each active filter back through whole maps."""
+    values = sweeps[0].values[layer][:, chosen]
+    active = int((values > 0).flatten(2).any(2).sum(1).max())
+    return sum(sweep.products for sweep in sweeps) < active * sweeps[0].linear.whole_products()
+
+
+def _contract(sweeps: Sequence[WindowSweep], x: Tensor, layer: str, chosen: Sequence[int], images: Tensor) -> None:
+    """Write the filter images (N, n, C, H, W) by forward sweeps: the columns of the layer, contracted with f."""
+    feature_map = map_rows(sweeps[0].values[layer].relu())
+    for channel, sweep in enumerate(sweeps):
+        target = images[:, :, channel].flatten(2)
+        for batch in sweep.batches:
+
+            def read(layer: str, number: int, windows: Windows, batch: Batch = batch) -> None:
+                share = windows.scaled(feature_map).data.sum((1, 2))[:, chosen]
+                for sample in range(len(x)):
+                    pixels = torch.from_numpy(batch.pixels[sample :: len(x)])
+                    target[sample][:, pixels[pixels >= 0]] = share[sample :: len(x)][pixels >= 0].T  # noqa: B023
+
+            sweep.push([batch], read, lambda _: None)
+
+
+def _carry_back(model: nn.Module, x: Tensor, layer: str, chosen: Sequence[int], images: Tensor) -> None:
+    """Write the filter images (N, n, C, H, W) by backward passes, several filters at a time."""
+    source = x.clone().requires_grad_(True)
+    with torch.enable_grad(), capture(model, [layer]) as outputs:
+        model(source.clone())  # a model may change its input in place
+        maps = torch.relu(outputs[layer])
+        if not maps.requires_grad:
+            return
+        active = maps.detach().transpose(0, 1).flatten(1).any(1)[torch.tensor(chosen, device=maps.device)]
+        positions = [position for position, alive in enumerate(active.tolist()) if alive]
+        step = max(1, _together(x) // len(x))
+        for start in range(0, len(positions), step):
+            part = positions[start : start + step]
+            indices = [chosen[position] for position in part]
+            selected = torch.zeros((len(part), *maps.shape), dtype=maps.dtype, device=maps.device)
+            selected[torch.arange(len(part)), :, indices] = maps.detach().transpose(0, 1)[indices]
+            (gradients,) = torch.autograd.grad(maps, source, selected, retain_graph=True, is_grads_batched=True)
+            images[:, part] = (x * gradients).transpose(0, 1)
 
 
 def _scaled(image: Tensor) -> Tensor:
@@ -180,7 +261,7 @@ def _sum_up(sweep: Sweep, sums: Mapping[str, LayerSums], budget: int, progress: 
     are read twice; else the sweep is run twice.
     """
     runs = _runs(sweep, budget)
-    alone = len(runs) == 1
+    alone, scratch = len(runs) == 1, Scratch()
     for last in (False, True):
         if alone and last:
             return
@@ -189,7 +270,7 @@ def _sum_up(sweep: Sweep, sums: Mapping[str, LayerSums], budget: int, progress: 
 
             def read(layer: str, number: int, windows: Windows) -> None:
                 if number == 0:
-                    sums[layer].begin(run, [found[layer] for found in grids], alone)  # noqa: B023
+                    sums[layer].begin(run, [found[layer] for found in grids], alone, scratch)  # noqa: B023
                 sums[layer].add(number, windows, images=not last)  # noqa: B023
 
             def leave(layer: str) -> None:
@@ -245,7 +326,8 @@ def scan_samples(
             f"block {block} does not divide images of {x.shape[-2]} x {x.shape[-1]} pixels; possible: {fitting}"
         )
     probe = prepare(model)
-    names = [resolve_layer(model, layer) for layer in layers] if layers is not None else neuron_layers(model, x)
+    found = network_layers(probe, x)
+    names = chosen_layers(found) if layers is None else [resolve_layer(model, layer) for layer in layers]
     if not len(x) or not names:
         raise ScanError(f"nothing to scan: {len(x)} samples and {len(names)} layers were given")
     smooth = smooth_operations(probe, x)
@@ -257,7 +339,7 @@ def scan_samples(
     if precision in ("float32", "tf32", "bfloat16", "float64"):
         own = torch.float64 if precision == "float64" else torch.float32
         probe, x = probe.to(own), x.to(own)
-    scanner = _Scanner(probe, names, block, _class_scores(probe, x), precision)
+    scanner = _Scanner(probe, names, block, _class_scores(probe, found), precision)
     masks = _foreground_grid(None if foreground is None else torch.as_tensor(foreground), x, block)
     identifiers = np.arange(len(x)) if samples is None else np.asarray(samples)
     start = 0
@@ -267,7 +349,12 @@ def scan_samples(
     ) as bar:  # fmt: skip
         while start < len(x):
             part = slice(start, min(start + scanner.together, len(x)))
-            arrays, images = scanner.scan(x[part], masks[part], foreground is not None, bar.update)
+            try:
+                arrays, images = scanner.scan(x[part], masks[part], foreground is not None, bar.update)
+            except torch.OutOfMemoryError:
+                if not scanner.shrink():
+                    raise
+                continue
             yield Moments(
                 arrays,
                 identifiers[part].astype(np.int64),
@@ -293,30 +380,30 @@ class _Scanner:
         self.model, self.layers, self.block, self.ungated = model, layers, block, ungated
         self.dtype = torch.bfloat16 if precision == "bfloat16" else None
         self.cache_bytes, self.budget_share = CACHE_BYTES, 1.0
-        self.whole_maps, self.checked, self.together = False, False, 1
+        self.whole_maps, self.checked = False, False
+        self.together, self.most = 1, MOST_TOGETHER
 
     def scan(
         self, x: Tensor, masks: Tensor, regions: bool, progress: Callable[[float], object]
     ) -> tuple[dict[str, dict[str, NDArray[np.floating]]], dict[str, NDArray[np.floating]]]:
         """Return the arrays of moments and the filter images of some samples, by layer."""
-        while True:
-            try:
-                sums, fits = self._scan(x, masks, regions, progress)
-                break
-            except torch.OutOfMemoryError:
-                if self.cache_bytes < 2**16:
-                    raise
-                self.cache_bytes //= 2
-                self.budget_share /= 2
-                log.warning(
-                    "the GPU's memory is full: the scan goes on with batches of %d KiB", self.cache_bytes // 1024
-                )
-        self.together = fits
+        sums, fits = self._scan(x, masks, regions, progress)
+        self.together = min(fits, self.most)
         height, width = x.shape[-2] // self.block, x.shape[-1] // self.block
         return (
             {layer: found.arrays() for layer, found in sums.items()},
             {layer: found.images().reshape(len(x), -1, height, width) for layer, found in sums.items()},
         )
+
+    def shrink(self) -> bool:
+        """Use less memory from now on; False where that is not possible any more."""
+        if self.cache_bytes < SMALLEST_BYTES:
+            return False
+        self.together, self.most = 1, 1
+        self.cache_bytes //= 2
+        self.budget_share /= 2
+        log.warning("the GPU's memory is full: the scan goes on with batches of %d KiB", self.cache_bytes // 1024)
+        return True
 
     def _budget(self, x: Tensor) -> int:
         free = available_bytes() // 2 if x.device.type == "cpu" else KEEP_BYTES
@@ -326,23 +413,20 @@ class _Scanner:
         """Return a sweep over the samples: of windows where the network can be followed, else of whole maps."""
         if not self.whole_maps:
             try:
-                sweep = WindowSweep(self.model, x, self.layers, self.block, self.dtype or x.dtype, self.cache_bytes)
+                linear = Linearisation(self.model, x, self.layers)
             except LinearisationError as error:
                 self.whole_maps = True
                 log.warning("the whole network is swept on whole maps, which takes longer: %s", error)
             else:
-                if sweep.linear.whole_maps and not self.checked:
+                if linear.whole_maps and not self.checked:
                     log.warning(
                         "tangents are carried on whole maps from the first of these operations on: %s",
-                        ", ".join(sweep.linear.whole_maps),
+                        ", ".join(linear.whole_maps),
                     )
-                return sweep
-        return WholeMapSweep(self.model, x, self.layers, self.block, self._whole_chunk(x))
-
-    def _whole_chunk(self, x: Tensor) -> int:
-        """Return how many whole tangents go through the network together: fewer for large images."""
-        share = self.cache_bytes / CACHE_BYTES
-        return max(1, int(share * max(16, min(CHUNK, CHUNK * 64 * 64 // (x.shape[-2] * x.shape[-1])))))
+                return WindowSweep(linear, x, self.block, self.dtype, self.cache_bytes)
+        return WholeMapSweep(
+            self.model, x, self.layers, self.block, max(1, int(_together(x) * self.cache_bytes / CACHE_BYTES))
+        )
 
     def _scan(
         self, x: Tensor, masks: Tensor, regions: bool, progress: Callable[[float], object]
@@ -368,7 +452,9 @@ class _Scanner:
             self.checked = True
             if not self._agrees(x, signs, sums):
                 self.whole_maps = True
-                log.warning("the sweep of windows disagrees with torch's derivative: the network is swept on whole maps")
+                log.warning(
+                    "the sweep of windows disagrees with torch's derivative: the network is swept on whole maps"
+                )
                 return self._scan(x, masks, regions, lambda _: None)
         need = sweep.bytes_each * len(sweep.batches) // len(x)
         return sums, max(1, min(sweep.room * len(x), budget // max(1, need)))
@@ -389,7 +475,7 @@ class _Scanner:
             return tuple(found[layer] for layer in self.layers)
 
         with torch.no_grad():
-            _, expected = torch.func.jvp(outputs, (x,), (x * sign,))
+            expected = torch.func.jvp(outputs, (x,), (x * sign,))[1]
         tolerance = CHECK_TOLERANCE[self.dtype or x.dtype]
         for layer, wanted in zip(self.layers, expected, strict=True):
             found = sums[layer].checksum()
@@ -412,9 +498,8 @@ def _tf32(precision: Precision | None) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _class_scores(model: nn.Module, x: Tensor) -> set[str]:
+def _class_scores(model: nn.Module, found: Sequence[NeuronLayer]) -> set[str]:
     """Return the name of the network's last layer unless a ReLU follows it, as in SqueezeNet."""
-    found = network_layers(model, x)
     if not found:
         return set()
     activation = found[-1].activation

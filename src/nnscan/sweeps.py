@@ -7,7 +7,7 @@ torch's forward-mode derivative of the network as it is, for networks whose oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -52,11 +52,13 @@ class Sweep(Protocol):
         values: Output of each layer (S, K, h, w).
         batches: The batches of tangents.
         bytes_each: Memory that a batch needs.
+        room: How many times as many samples would fill the batches without making them more.
     """
 
-    values: Mapping[str, Tensor]
-    batches: Sequence[Batch]
+    values: dict[str, Tensor]
+    batches: list[Batch]
     bytes_each: int
+    room: int
 
     def grids(self, batch: Batch) -> dict[str, Grid]:
         """Return where a batch's windows lie at each layer that the input reaches."""
@@ -78,29 +80,30 @@ class WindowSweep:
     many and small. The modulus is the one of `MODULI` with the least estimated work.
 
     Args:
-        model: A network prepared by `models.prepare`.
-        x: Inputs (S, C, H, W).
-        layers: Names of layers.
-        block: Side of the blocks of pixels.
+        linear: The network's linearisation at inputs x (S, C, H, W).
+        tangent: The tangent (S, C, H, W) whose blocks of pixels are pushed one by one; x itself for learning images.
+        block: Side of the blocks.
         dtype: Type in which tangents are computed; gates and winners are those of x's own type.
         cache_bytes: See `CACHE_BYTES`.
 
     Attributes:
+        products: Multiply-adds of the sweep.
         room: How many times as many samples would fill the batches without making them more.
-
-    Raises:
-        LinearisationError: The network cannot be followed.
     """
 
     def __init__(
-        self, model: nn.Module, x: Tensor, layers: Sequence[str], block: int, dtype: torch.dtype, cache_bytes: int
+        self,
+        linear: Linearisation,
+        tangent: Tensor,
+        block: int,
+        dtype: torch.dtype | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.x, self.block, self.cache_bytes = x, block, cache_bytes
-        self.samples, self.width = len(x), x.shape[-1] // block
-        self.linear = Linearisation(model, x, layers)
-        self.values = self.linear.values
-        self.rows = map_rows(x).to(dtype)
-        self.live = live_pixels(x, block)
+        self.linear, self.block, self.cache_bytes = linear, block, cache_bytes
+        self.shape, self.samples, self.width = tangent.shape, len(tangent), tangent.shape[-1] // block
+        self.values = linear.values
+        self.rows = map_rows(tangent).to(dtype or tangent.dtype)
+        self.live = live_pixels(tangent, block)
         count = max(1, max(map(len, self.live)))
         profiles = {modulus: self._profile(modulus) for modulus in MODULI if modulus == 1 or modulus <= self.width // 2}
 
@@ -111,20 +114,24 @@ class WindowSweep:
 
         modulus = min(profiles, key=work)
         self.room = max(1, profiles[modulus][2] * modulus**2 // count)
-        self.products, self.bytes_each, together = profiles[modulus]
+        each, self.bytes_each, together = profiles[modulus]
+        self.products = each * sum(map(len, self.live))
         self.bytes_each *= together * self.samples
         self.batches = list(self._batches(modulus, together))
 
     def _profile(self, modulus: int) -> tuple[float, int, int]:
-        """Return, for pixels that agree modulo a number, the multiply-adds of a tangent, its bytes, and how many
-        tangents of each sample go together."""
-        height = self.x.shape[-2] // self.block
+        """Return what windows of pixels that agree modulo a number cost.
+
+        Returns:
+            Multiply-adds of a tangent, its bytes, and how many tangents of each sample go together.
+        """
+        height = self.shape[-2] // self.block
         row = np.arange(height // 2 % modulus, height, modulus)[:32]
         column = np.arange(self.width // 2 % modulus, self.width, modulus)[:32]
         count = max(len(row), len(column))
         grid = Grid(
             np.resize(row, count) * self.block, np.resize(column, count) * self.block,
-            self.block, self.block, *self.x.shape[-2:], 1,
+            self.block, self.block, self.shape[-2], self.shape[-1], 1,
         )  # fmt: skip
         grids = self.linear.grids(grid)
         item = self.rows.element_size()
@@ -146,7 +153,7 @@ class WindowSweep:
 
     def _grid(self, batch: Batch) -> Grid:
         size = self.block
-        return Grid(batch.row * size, batch.column * size, size, size, *self.x.shape[-2:], self.samples)
+        return Grid(batch.row * size, batch.column * size, size, size, self.shape[-2], self.shape[-1], self.samples)
 
     def grids(self, batch: Batch) -> dict[str, Grid]:
         """See `Sweep`."""
@@ -178,16 +185,14 @@ class WholeMapSweep:
 
     def __init__(self, model: nn.Module, x: Tensor, layers: Sequence[str], block: int, together: int) -> None:
         self.model, self.x, self.layers, self.block = model, x, layers, block
-        self.width = x.shape[-1] // block
+        self.width, self.room = x.shape[-1] // block, 1
         with torch.no_grad():
             self.values = {
                 layer: output.reshape(*output.shape[:2], *(output.shape[2:] or (1, 1)))
                 for layer, output in zip(layers, self._outputs(x), strict=True)
             }
         live = live_pixels(x, block)[0]
-        self.batches = [
-            Batch(live[start : start + together], self.width, 1) for start in range(0, len(live), together)
-        ]
+        self.batches = [Batch(live[start : start + together], self.width, 1) for start in range(0, len(live), together)]
         self.bytes_each = sum(value.nbytes for value in self.values.values()) * together
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -370,9 +370,12 @@ def test_prepare_leaves_the_model_alone():
     assert [module.inplace for module in model if hasattr(module, "inplace")] == [True] * 3
     assert all(module.training for module in model.modules())
     assert [parameter.requires_grad for parameter in model.parameters()] == [False, True, True, True]
-    with torch.no_grad():
-        prepared[0].weight.zero_()
-    assert model[0].weight.abs().sum() > 0
+    assert prepared[0].weight.data_ptr() == model[0].weight.data_ptr()  # one copy in memory
+    weight = model[0].weight.clone()
+    prepared.double()
+    assert torch.equal(model[0].weight, weight)
+    prepared[1].running_mean.fill_(1)
+    assert (model[1].running_mean == 0).all()
 
 
 def test_evaluation_restores_each_modules_own_mode():

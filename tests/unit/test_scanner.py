@@ -11,9 +11,11 @@ from torch.nn import functional as F
 import nnscan
 from nnscan import scanner
 from nnscan.errors import LayerError, ModelError, ScanError
+from nnscan.linearisation import Linearisation, LinearisationError
 from nnscan.models import build_model, capture, network_layers, neuron_layers, prepare
 from nnscan.moments import QUANTITIES, Moments
 from nnscan.scanner import filter_images, learning_images, scan, scan_samples
+from nnscan.sweeps import WholeMapSweep, WindowSweep
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -297,50 +299,114 @@ def lenet():
     return model, x, foreground, scan(model, x, foreground, block=4)
 
 
-def test_two_sweeps_give_what_kept_columns_give(lenet, monkeypatch):
+def counted(monkeypatch, kind):
+    """Count the batches that sweeps of a kind push."""
+    pushed = []
+    push = kind.push
+    monkeypatch.setattr(
+        kind, "push", lambda self, batches, *rest: (pushed.append(len(batches)), push(self, batches, *rest))[1]
+    )
+    return pushed
+
+
+@pytest.mark.parametrize("kind", [WindowSweep, WholeMapSweep])
+def test_two_sweeps_give_what_kept_columns_give(lenet, monkeypatch, kind):
     model, x, foreground, expected = lenet
-    sweeps = []
-    columns = scanner._Sweep.columns
-    monkeypatch.setattr(scanner._Sweep, "columns", lambda self, chunk: sweeps.append(1) or columns(self, chunk))
+    if kind is WholeMapSweep:
+        monkeypatch.setattr(scanner, "Linearisation", refused)
+    monkeypatch.setattr(scanner, "CACHE_BYTES", 2**15)
+    monkeypatch.setattr(scanner, "_together", lambda _: 10)
+    pushed = counted(monkeypatch, kind)
     assert_same(scan(model, x, foreground, block=4), expected)
-    assert len(sweeps) == 3
+    assert len(pushed) <= len(x)  # all batches of a group of samples together
+    batches = sum(pushed)
+    assert batches > 3 * len(pushed)
+    pushed.clear()
     monkeypatch.setattr(scanner, "KEEP_BYTES", 0)
     assert_same(scan(model, x, foreground, block=4), expected)
-    assert len(sweeps) == 3 + 6
+    assert set(pushed) == {1}
+    assert len(pushed) >= 2 * batches
 
 
-@pytest.mark.parametrize("chunk", [16, 17, 1000])
-def test_the_chunk_size_does_not_matter(lenet, monkeypatch, chunk):
+def refused(*_: object) -> None:
+    raise LinearisationError("refused by the test")
+
+
+@pytest.mark.parametrize("cache_bytes", [2**12, 2**16, 2**24])
+@pytest.mark.parametrize("kind", [WindowSweep, WholeMapSweep])
+def test_the_size_of_batches_does_not_matter(lenet, monkeypatch, cache_bytes, kind):
     model, x, foreground, expected = lenet
-    monkeypatch.setattr(scanner, "_chunk_size", lambda _: chunk)
+    monkeypatch.setattr(scanner, "CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(scanner, "_together", lambda _: max(1, cache_bytes // 2**14))
+    if kind is WholeMapSweep:
+        monkeypatch.setattr(scanner, "Linearisation", refused)
     assert_same(scan(model, x, foreground, block=4), expected)
 
 
-def test_the_chunk_size_falls_with_the_image():
-    assert scanner._chunk_size(torch.empty(1, 3, 32, 32)) == scanner.CHUNK
-    assert 16 <= scanner._chunk_size(torch.empty(1, 3, 224, 224)) < scanner.CHUNK
-
-
-def test_a_full_gpu_halves_the_chunk(lenet, monkeypatch, caplog):
+def test_a_full_gpu_halves_the_batches(lenet, monkeypatch, caplog):
     model, x, foreground, expected = lenet
-    chunks = []
-    whole = scanner._scan_sample
+    sizes = []
+    start = WindowSweep._start
 
-    def limited(*arguments: object) -> object:
-        chunks.append(arguments[-1])
-        if chunks[-1] > room:
+    def limited(self, batch):
+        sizes.append(len(batch.pixels))
+        if sizes[-1] > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(*arguments)
+        return start(self, batch)
 
-    monkeypatch.setattr(scanner, "_scan_sample", limited)
-    room = 40
+    monkeypatch.setattr(WindowSweep, "_start", limited)
+    room = 5
     assert_same(scan(model, x, foreground, block=4), expected)
-    assert chunks == [256, 128, 64, 32, 32, 32]  # found once, kept for the samples after
-    assert "the scan goes on with 32 tangents at a time" in caplog.text
+    assert max(sizes) > room >= sizes[-1]
+    refusals = sum(size > room for size in sizes)
+    assert 0 < refusals == caplog.text.count("the GPU's memory is full: the scan goes on with batches of")
+    later = sizes[max(index for index, size in enumerate(sizes) if size > room) + 1 :]
+    assert len(later) > len(x)  # found once, kept for the samples after
     room = 0
     with pytest.raises(torch.OutOfMemoryError):
         scan(model, x, foreground, block=4)
-    assert chunks[-1] == 1
+
+
+def test_a_sweep_that_loses_a_part_is_found_out(lenet, monkeypatch, caplog):
+    model, x, foreground, expected = lenet
+    begin = WindowSweep._start
+
+    def cut(self, batch):
+        windows = begin(self, batch)
+        windows.data[0, -1] = 0  # the last row of one block of pixels
+        return windows
+
+    monkeypatch.setattr(WindowSweep, "_start", cut)
+    assert_same(scan(model, x, foreground, block=4), expected)
+    assert "disagrees with torch's derivative: the network is swept on whole maps" in caplog.text
+
+
+def test_a_network_that_cannot_be_followed_is_swept_on_whole_maps(lenet, monkeypatch, caplog):
+    model, x, foreground, expected = lenet
+    monkeypatch.setattr(scanner, "Linearisation", refused)
+    assert_same(scan(model, x, foreground, block=4), expected)
+    assert caplog.text.count("swept on whole maps, which takes longer: refused by the test") == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float64"])
+def test_a_precision_may_be_asked_for(lenet, precision):
+    model, x, foreground, expected = lenet
+    moments = scan(model, x, foreground, block=4, precision=precision)
+    array = moments.layers["features.3"]["maximum"]
+    assert array.dtype == (np.float64 if precision == "float64" else np.float32)
+    np.testing.assert_allclose(array, expected.layers["features.3"]["maximum"], rtol=1e-3, atol=1e-6)
+    assert next(model.parameters()).dtype == torch.float64  # the model is left alone
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_bfloat16_tangents_keep_the_gates_of_float32(lenet):
+    model, x, foreground, _ = lenet
+    single, rounded = (scan(model, x, foreground, block=4, precision=kind) for kind in ("float32", "bfloat16"))
+    for layer, arrays in single.layers.items():
+        np.testing.assert_array_equal(rounded.layers[layer]["activation"], arrays["activation"])
+        np.testing.assert_array_equal(rounded.layers[layer]["maximum"] > 0, arrays["maximum"] > 0)
+        error = np.abs(rounded.layers[layer]["maximum"] - arrays["maximum"]).max() / arrays["maximum"].max()
+        assert 1e-5 < error < 0.02
 
 
 def test_learning_images_do_not_depend_on_their_chunks(lenet, monkeypatch):
@@ -354,7 +420,7 @@ def test_learning_images_do_not_depend_on_their_chunks(lenet, monkeypatch):
 def test_samples_one_by_one_are_one_scan(lenet):
     model, x, foreground, expected = lenet
     parts = list(scan_samples(model, x, foreground, block=4))
-    assert [part.samples.tolist() for part in parts] == [[0], [1], [2]]
+    assert [part.samples.tolist() for part in parts] == [[0], [1, 2]]  # small networks: samples go together
     assert_same(nnscan.moments.concatenate(parts), expected)
     shards = [scan(model, x[:2], foreground[:2], block=4), scan(model, x[2:], foreground[2:].numpy(), block=4)]
     joined = nnscan.moments.concatenate(shards)
@@ -369,7 +435,7 @@ def test_samples_one_by_one_are_one_scan(lenet):
 def test_samples_carry_their_identifiers(lenet):
     model, x, foreground, _ = lenet
     parts = list(scan_samples(model, x, foreground, block=8, samples=[7, 70, 5]))
-    assert [part.samples.tolist() for part in parts] == [[7], [70], [5]]
+    assert [sample for part in parts for sample in part.samples.tolist()] == [7, 70, 5]
     assert parts[0].samples.dtype == np.int64
 
 
@@ -381,8 +447,8 @@ def test_layers_by_name_or_module_in_the_order_asked(lenet):
 
 def test_zero_pixels_are_left_out_and_change_nothing(lenet):
     model, x, *_ = lenet
-    sweep = scanner._Sweep(prepare(model), x[0], ["features.0"], 4)
-    assert len(sweep.pixels) == 64 - 16  # a quarter of the image is zero
+    sweep = WindowSweep(Linearisation(prepare(model), x[:1], ["features.0"]), x[:1], 4)
+    assert sum((batch.pixels >= 0).sum() for batch in sweep.batches) == 64 - 16  # a quarter of the image is zero
     images = learning_images(model, x[0], "features.0")
     minimum = scan(model, x[:1], block=4).layers["features.0"]["minimum"]
     assert (minimum == 0).all()
@@ -679,8 +745,8 @@ def test_the_model_is_unchanged_afterwards(call, left):
 
     before = state()
     model.countdown.left = left
-    # each function runs the network at least once; the scan more than twice
-    if left is None or (left > 0 and call != "scan"):
+    # each function runs the network at least once; the others more than twice
+    if left is None or (left > 0 and call == "learning_images"):
         CALLS[call](model, x)
     else:
         with pytest.raises(RuntimeError, match="out of memory"):
