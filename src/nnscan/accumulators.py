@@ -116,7 +116,9 @@ class LayerSums:
         count = len(self.value)
         self.maximum = self.value.new_zeros((count, 1, self.filters))
         self.minimum = self.value.new_full((count, 1, self.filters), torch.inf)
-        self.signed = torch.zeros((count, 2, self.filters), dtype=torch.float64, device=value.device)
+        # the signs of a column's values cancel; Apple's GPUs have no float64
+        wide = value.dtype if value.device.type == "mps" else torch.float64
+        self.signed = torch.zeros((count, 2, self.filters), dtype=wide, device=value.device)
         self.used = list(range(6)) if regions else [0, 2, 4]
         self.on_support = self.value.new_zeros((count, len(self.used), self.filters))
         self.cross = self.value.new_zeros((count, 2 if regions else 1, self.filters))

@@ -171,6 +171,11 @@ class ScanConfig(_Closed):
     block: Positive = Field(
         1, description="side of the pixel blocks of the learning images; costs fall with its square"
     )
+    precision: Literal["float32", "tf32", "bfloat16", "float64"] = Field(
+        "float32",
+        description="of the sweep; tf32: a GPU may round products to TF32; bfloat16: gates and winners from float32, "
+        "tangents in bfloat16, with errors of about 1 % of a layer's largest value (docs/performance.md)",
+    )
     layers: Literal["convolutional", "all"] | list[str] = Field(
         "convolutional",
         description="layers: the convolutions (or their batch normalisation); all: linear ones too; or names",
@@ -258,6 +263,9 @@ class Study(_Closed):
         default_factory=lambda: [0, 1, 2],
         min_length=1,
         description="seeds of initialisation, data order and random draws",
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
+        "auto", description="where models run: auto (a GPU where torch sees one, else the CPU), cpu, cuda, cuda:1, mps"
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="training")
     averages: AveragesConfig = Field(default_factory=AveragesConfig, description="class-average images")

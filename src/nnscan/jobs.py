@@ -6,8 +6,8 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def job(snakemake: Any) -> Iterator[None]:
     """Run a rule's script: messages and a traceback go to the rule's log, and the reason of a failure to the terminal.
 
     Args:
-        snakemake: The object that Snakemake gives to a script; uses log, rule, wildcards and threads.
+        snakemake: The object that Snakemake gives to a script; uses log, rule, wildcards, threads and config.
 
     Raises:
         SystemExit: The block raised; the exit status is 1.
@@ -37,7 +37,8 @@ def job(snakemake: Any) -> Iterator[None]:
     log.info("%s, %d thread(s)", name, snakemake.threads)
     _limit_threads(snakemake.threads)
     try:
-        yield
+        with _on_device(snakemake.config):
+            yield
     except NnscanError as error:
         log.error("%s\n%s", error, traceback.format_exc())
         _stop(f"{name}: {error}", path)
@@ -57,6 +58,12 @@ def _limit_threads(threads: int) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
+
+
+def _on_device(config: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Put models, where the script uses them, on the configured device."""
+    models = sys.modules.get("nnscan.models")
+    return nullcontext() if models is None else models.device_setting(config.get("device", "auto"))
 
 
 def _stop(message: str, path: Path) -> None:

@@ -16,6 +16,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -416,9 +417,36 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def best_device() -> torch.device:
-    """Return the first GPU where torch sees one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+_device_setting: ContextVar[str] = ContextVar("device", default="auto")
+
+
+@contextmanager
+def device_setting(setting: str) -> Iterator[None]:
+    """Inside the block models are put on the device of a setting; see `chosen_device`."""
+    token = _device_setting.set(setting)
+    try:
+        yield
+    finally:
+        _device_setting.reset(token)
+
+
+def chosen_device() -> torch.device:
+    """Return the device of the setting: "auto" is the first GPU where torch sees one, else the CPU.
+
+    Raises:
+        ModelError: The setting names a device that torch does not see.
+    """
+    setting = _device_setting.get()
+    seen = ["cpu"]
+    if torch.backends.mps.is_available():
+        seen.append("mps")
+    if torch.cuda.is_available():
+        seen += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if setting == "auto":
+        return torch.device("cuda" if "cuda" in seen else seen[-1])
+    if setting not in seen:
+        raise ModelError(f"device {setting!r} was asked for, but torch sees only: {', '.join(seen)}")
+    return torch.device(setting)
 
 
 # Structure ----------------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from nnscan.data import Dataset
 from nnscan.errors import TrainingError
 from nnscan.models import (
     ZOO,
-    best_device,
     build_model,
+    chosen_device,
     device_of,
     evaluation,
     load_weights,
@@ -56,7 +56,7 @@ def restore(source: str, options: Mapping[str, Any], dataset: Dataset, weights: 
     """Return a run's model with the weights of one of its checkpoints, in evaluation mode."""
     model = model_builder(source, options, dataset)()
     load_weights(model, read_state(weights), weights)
-    return model.to(best_device()).eval()
+    return model.to(chosen_device()).eval()
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def train(
     results = []
     with deterministic():
         torch.manual_seed(seed)
-        model = build().to(best_device())
+        model = build().to(chosen_device())
         trainer = _Trainer(model, protocol, phase, seed)
         state = _load_state(state_path, key)
         if state is not None:

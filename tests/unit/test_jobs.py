@@ -11,6 +11,7 @@ import torch
 
 from nnscan.errors import DataError
 from nnscan.jobs import job
+from nnscan.models import chosen_device
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,7 @@ def snakemake(tmp_path):
         rule="scan_neurons",
         wildcards={"dataset": "digits", "seed": "1"},
         threads=2,
+        config={},
     )
 
 
@@ -111,6 +113,21 @@ def test_torch_gets_the_threads_of_the_rule(snakemake):
             assert torch.get_num_threads() == threads
 
 
+def test_models_go_to_the_configured_device(snakemake, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for setting, expected in (({}, "cuda"), ({"device": "cpu"}, "cpu"), ({"device": "cuda:1"}, "cuda:1")):
+        snakemake.config = setting
+        with job(snakemake):
+            assert str(chosen_device()) == expected
+    snakemake.config = {"device": "cuda:2"}
+    with pytest.raises(SystemExit), job(snakemake):
+        chosen_device()
+    assert "'cuda:2' was asked for, but torch sees only: cpu, cuda, cuda:0, cuda:1" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert str(chosen_device()) == "cpu"  # nothing of the jobs' setting is left
+
+
 def test_a_rule_without_wildcards(snakemake, capsys):
     snakemake.wildcards = {}
     fail(snakemake, DataError("nothing"))
@@ -124,7 +141,7 @@ def test_a_script_ends_with_status_one_and_does_not_load_torch(tmp_path):
         "from types import SimpleNamespace\n"
         "from nnscan.errors import DataError\n"
         "from nnscan.jobs import job\n"
-        f"snakemake = SimpleNamespace(log=[{str(tmp_path / 'log')!r}], rule='r', wildcards={{}}, threads=1)\n"
+        f"snakemake = SimpleNamespace(log=[{str(tmp_path / 'log')!r}], rule='r', wildcards={{}}, threads=1, config={{}})\n"
         "with job(snakemake):\n"
         "    print('torch' in sys.modules)\n"
         "    raise DataError('no data')\n"

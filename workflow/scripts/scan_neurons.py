@@ -27,6 +27,7 @@ with job(snakemake):
         select_layers(model, x, scan["layers"]),
         scan["block"],
         samples,
+        scan["precision"],
         progress=True,
     )
     origin = provenance(
