@@ -6,7 +6,7 @@ CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 BIN := .venv/bin
 STUDY ?= config/config.yaml
 
-.PHONY: results test report check format config
+.PHONY: results test report check format config bench
 
 results: .venv/installed
 	$(BIN)/snakemake --cores $(CORES) --configfile $(STUDY) --quiet host reason
@@ -16,6 +16,9 @@ report: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/run.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

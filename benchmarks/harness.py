@@ -10,6 +10,7 @@ import argparse
 import json
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -68,9 +69,19 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def peak_of(code: str) -> float:
+    """Return the most memory in GiB that a fresh interpreter holds while it runs some code, torch included."""
+    ending = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    found = subprocess.run([sys.executable, "-c", code + ending], check=True, capture_output=True, text=True)
+    return float(found.stdout.split()[-1])
+
+
 def table(rows: list[Ratio]) -> str:
     """Return the comparisons as a Markdown table."""
-    lines = ["| benchmark | against | ours s | other s | times faster | target | |", "|---|---|---:|---:|---:|---:|---|"]
+    lines = [
+        "| benchmark | against | ours s | other s | times faster | target | |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
     for row in rows:
         target = "" if row.target is None else f"{row.target:g}{'' if row.ratio >= row.target else ' MISSED'}"
         lines.append(

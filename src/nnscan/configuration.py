@@ -174,7 +174,7 @@ class ScanConfig(_Closed):
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = Field(
         "float32",
         description="of the sweep; tf32: a GPU may round products to TF32; bfloat16: gates and winners from float32, "
-        "tangents in bfloat16, with errors of about 1 % of a layer's largest value (docs/performance.md)",
+        "tangents in bfloat16, faster, but too coarse for FQ and T_cor of single neurons (docs/performance.md)",
     )
     layers: Literal["convolutional", "all"] | list[str] = Field(
         "convolutional",
