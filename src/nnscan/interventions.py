@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
-from torch.fx.proxy import TraceError
 from tqdm import tqdm
 
 from nnscan.data import Dataset
 from nnscan.errors import LayerError, ModelError, did_you_mean
 from nnscan.models import NeuronLayer, device_of, evaluation, find_layer, logits, parameter_count
-from nnscan.scanner import available_bytes
+from nnscan.suffixes import Change, Suffix, find_suffix, zeroed
 from nnscan.training import Protocol, evaluate, train
 
 log = logging.getLogger(__name__)
 
 Filters = Mapping[str, Sequence[int]]
+Way = Callable[[nn.Module, Tensor, Filters], AbstractContextManager[None]]
 RANKINGS = ("T_m", "T_v", "T_c", "T_cor")
 
 
@@ -75,22 +73,12 @@ def masked(model: nn.Module, x: Tensor, filters: Filters) -> Iterator[None]:
         LayerError: A layer or filter does not exist.
         ModelError: A layer's activation does not map 0 to 0.
     """
-
-    def zero(chosen: Sequence[int]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            output = output.clone()
-            output[:, list(chosen)] = 0
-            return output
-
-        return hook
-
     with ExitStack() as stack:
         for name, chosen in filters.items():
             layer = find_layer(model, x, name)
             _check_filters(model, layer, chosen)
             _check_maskable(model, layer, x)
-            handle = model.get_submodule(layer.name).register_forward_hook(zero(chosen))
-            stack.callback(handle.remove)
+            stack.enter_context(zeroed(model.get_submodule(layer.name), chosen))
         yield
 
 
@@ -131,90 +119,110 @@ def masked_result(model: nn.Module, x: Tensor, y: Tensor, filters: Filters) -> t
 
 
 class LayerMasking:
-    """Masks filters of one layer again and again: what does not depend on them is computed once.
+    """Masks or prunes filters of one layer again and again: what does not depend on them is computed once.
 
-    The network is traced into a graph; the values that the part behind the layer needs (the layer's own output, and
-    shortcuts past it) are kept for all inputs, and only that part runs for each mask. A network that cannot be traced,
-    that calls the layer more than once, or whose values would fill more than half of the free memory, runs whole each
-    time, which is logged.
+    Only the part of the network behind the layer runs for each choice of filters, only for the samples on which one of
+    them shows, and several choices make one pass (`suffixes`). Where that part cannot be run alone the network runs
+    whole for each choice, which is logged.
 
     Args:
         model: The model.
         x: Inputs (N, C, H, W).
         y: Labels (N,).
         layer: The layer.
-        batch_size: Images in one pass.
+        way: `masked` or `pruned`.
+        batch_size: Images in one pass through the part before the layer.
 
     Raises:
         LayerError: The model has no such layer.
-        ModelError: The layer's activation does not map 0 to 0.
+        ModelError: The layer's activation does not map 0 to 0, and filters are to be masked.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, layer: str, batch_size: int = 512) -> None:
-        self.model, self.x, self.y, self.batch_size = model, x, y, batch_size
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, layer: str, way: Way = masked, batch_size: int = 128
+    ) -> None:
+        self.model, self.x, self.y, self.way, self.batch_size = model, x, y, way, batch_size
         self.layer = find_layer(model, x, layer)
-        _check_maskable(model, self.layer, x)
-        self.batches: list[dict[Node, Any]] | None = None
-        with evaluation(model), torch.no_grad():
-            try:
-                graph = symbolic_trace(model)
-            except (TraceError, TypeError, ValueError, RuntimeError) as error:
-                log.info("the network cannot be traced (%s): masking runs it whole each time", error)
-                return
-            calls = [node for node in graph.graph.nodes if node.target == self.layer.name and node.op == "call_module"]
-            if len(calls) != 1:
-                log.info("%s is called %d times: masking runs the network whole each time", self.layer.name, len(calls))
-                return
-            self._split(graph, calls[0])
+        self.suffix: Suffix | None = None
+        if way is masked:
+            _check_maskable(model, self.layer, x)
+        elif not _pruning_is_masking(model, self.layer, x):
+            log.info("pruning filters of %s is more than masking: the network runs whole each time", self.layer.name)
+            return
+        with evaluation(model):
+            self.suffix = find_suffix(model, self.layer.name, x)
 
-    def _split(self, graph: GraphModule, start: Node) -> None:
-        """Sort the nodes into those behind the layer and those before, and keep what the former need of the latter."""
-        behind = {start}
-        for node in graph.graph.nodes:
-            if any(source in behind for source in node.all_input_nodes):
-                behind.add(node)
-        self.start, self.graph = start, graph
-        self.behind = [node for node in graph.graph.nodes if node in behind and node is not start]
-        needed = {start, *(source for node in self.behind for source in node.all_input_nodes if source not in behind)}
-        self.batches = []
-        for part in torch.split(self.x, self.batch_size):
-            interpreter = Interpreter(graph, garbage_collect_values=False)
-            interpreter.args_iter = iter([part.to(device_of(self.model))])
-            for node in graph.graph.nodes:
-                if node not in behind or node is start:
-                    interpreter.env[node] = interpreter.run_node(node)
-            self.batches.append({node: interpreter.env[node] for node in needed})
-            size = sum(value.nbytes for value in self.batches[-1].values() if isinstance(value, Tensor))
-            if len(self.batches) == 1 and size * len(self.x) / len(part) > available_bytes() / 2:
-                log.info("the values around %s do not fit into memory: masking runs the network whole", self.layer.name)
-                self.batches = None
-                return
+    def each(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return losses and accuracies (K,) with each filter alone masked or pruned."""
+        return self.results([[index] for index in range(_filter_count(self.model, self.layer))])
 
-    def result(self, filters: Sequence[int]) -> tuple[float, float]:
-        """Return loss and accuracy with filters masked; with none, those of the model.
+    def results(self, choices: Sequence[Sequence[int]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return losses and accuracies (choices,) with choices of filters masked or pruned.
 
         Raises:
             LayerError: A filter does not exist.
         """
-        _check_filters(self.model, self.layer, filters)
-        if self.batches is None:
-            return masked_result(self.model, self.x, self.y, {self.layer.name: filters})
-        loss, correct = 0.0, 0
+        for filters in choices:
+            _check_filters(self.model, self.layer, filters)
+        if self.suffix is None:
+            found = []
+            for filters in tqdm(choices, desc=self.layer.name, unit="choice", delay=5):
+                with self.way(self.model, self.x, {self.layer.name: filters}):
+                    found.append(evaluate(self.model, self.x, self.y))
+            losses, accuracies = np.array(found, np.float64).reshape(-1, 2).T
+            return losses, accuracies
+        totals = torch.zeros(2, len(choices), dtype=torch.float64)
+        parts = list(zip(torch.split(self.x, self.batch_size), torch.split(self.y, self.batch_size), strict=True))
         with evaluation(self.model), torch.no_grad():
-            for batch, labels in zip(self.batches, torch.split(self.y, self.batch_size), strict=True):
-                interpreter = Interpreter(self.graph, garbage_collect_values=False)
-                # clones: a network that works in place must not change what is kept
-                interpreter.env.update(
-                    {node: value.clone() if isinstance(value, Tensor) else value for node, value in batch.items()}
-                )
-                interpreter.env[self.start][:, list(filters)] = 0
-                for node in self.behind:
-                    interpreter.env[node] = interpreter.run_node(node)
-                scores = logits(interpreter.env[self.behind[-1]])
-                truth = labels.to(scores.device)
-                loss += float(nn.functional.cross_entropy(scores, truth, reduction="sum"))
-                correct += int((scores.argmax(1) == truth).sum())
-        return loss / len(self.x), correct / len(self.x)
+            for part, labels in tqdm(parts, desc=self.layer.name, unit="batch", delay=5):
+                device = device_of(self.model)
+                totals += self._sums(self.suffix, part.to(device), labels.to(device), choices).cpu()
+        losses, accuracies = (totals / len(self.x)).numpy()
+        return losses, accuracies
+
+    @staticmethod
+    def _sums(suffix: Suffix, x: Tensor, y: Tensor, choices: Sequence[Sequence[int]]) -> Tensor:
+        """Return the sums of losses and of right answers over samples, (2, choices)."""
+        incoming, others = suffix.before(x)
+        blank = suffix.chain(torch.zeros_like(suffix.layer(incoming[:1])))
+        kept = suffix.keep(incoming, others)
+        channels = [torch.tensor(sorted(set(filters)), dtype=torch.int64, device=x.device) for filters in choices]
+        shows = (kept.maps != blank).flatten(2).any(2) if kept.maps.ndim > 2 else kept.maps != blank
+        wanted = shows.new_zeros(len(choices), shows.shape[1])
+        for number, chosen in enumerate(channels):
+            wanted[number, chosen] = True
+        affected = wanted.float() @ shows.float().T > 0
+        intact = _verdicts(kept.scores, y)
+        sums = intact @ (~affected).double().T
+        for pairs in suffix.passes(kept, affected):
+            numbers, sizes = torch.unique_consecutive(pairs[:, 0], return_counts=True)
+            changes = [
+                Change(samples, channels[number], blank[:, channels[number]])
+                for number, samples in zip(numbers.tolist(), torch.split(pairs[:, 1], sizes.tolist()), strict=True)
+            ]
+            sums.index_add_(1, pairs[:, 0], _verdicts(suffix.scores(kept, changes), y[pairs[:, 1]]))
+        return sums
+
+
+def _verdicts(scores: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of each sample and whether the answer is right, (2, n)."""
+    losses = nn.functional.cross_entropy(scores, y, reduction="none")
+    return torch.stack([losses.double(), (scores.argmax(1) == y).double()])
+
+
+def _pruning_is_masking(model: nn.Module, layer: NeuronLayer, x: Tensor) -> bool:
+    """Return whether zeroed parameters make the filters' maps zero and do nothing else, on one sample.
+
+    A normalisation without parameters of its own would leave its shift; a module that is called twice, or whose
+    parameters serve another one too, would change more than this layer.
+    """
+    filters = list(range(0, _filter_count(model, layer), 2))
+    scores = []
+    with evaluation(model), torch.no_grad():
+        for context in (pruned(model, x, {layer.name: filters}), zeroed(model.get_submodule(layer.name), filters)):
+            with context:
+                scores.append(logits(model(x[:1].to(device_of(model), copy=True))))
+    return torch.equal(*scores)
 
 
 def _random_filters(count: int, size: int, draws: int, seed: int) -> list[list[int]]:
@@ -253,8 +261,8 @@ def diversity_masking(
         groups += [
             ("random", draw, chosen) for draw, chosen in enumerate(_random_filters(len(ranking), size, draws, seed))
         ]
-        for group, draw, chosen in groups:
-            loss, accuracy = masking.result(chosen)
+        results = masking.results([chosen for _, _, chosen in groups])
+        for (group, draw, _), loss, accuracy in zip(groups, *results, strict=True):
             rows.append((layer, depth, group, draw, size, loss, 100 * (loss - base) / base, accuracy))
     return pd.DataFrame(rows, columns=["layer", "depth", "group", "draw", "filters", "loss", "loss_change", "accuracy"])
 
@@ -290,14 +298,14 @@ def aipc(
     orders = [(name, 0, np.argsort(-scores, kind="stable").tolist()) for name, scores in rankings.items()]
     generator = np.random.default_rng(seed)
     orders += [("random", draw, generator.permutation(count).tolist()) for draw in range(draws)]
-    sizes = np.round(np.linspace(0, count, steps + 1)).astype(int)
-    rows = []
-    masking = LayerMasking(model, x, y, layer)
-    base = masking.result([])[1]
-    for name, draw, order in tqdm(orders, desc="AIPC", unit="curve", mininterval=5):
-        for size in dict.fromkeys(sizes.tolist()):
-            accuracy = masking.result(order[:size])[1] if size else base
-            rows.append((layer, name, draw, size / count, accuracy, 100 * (accuracy - base)))
+    sizes = list(dict.fromkeys(np.round(np.linspace(0, count, steps + 1)).astype(int).tolist()))
+    points = [(name, draw, size, order[:size]) for name, draw, order in orders for size in sizes]
+    _, accuracies = LayerMasking(model, x, y, layer).results([[], *(chosen for *_, chosen in points)])
+    base = accuracies[0]
+    rows = [
+        (layer, name, draw, size / count, accuracy, 100 * (accuracy - base))
+        for (name, draw, size, _), accuracy in zip(points, accuracies[1:], strict=True)
+    ]
     return pd.DataFrame(rows, columns=["layer", "ranking", "draw", "fraction", "accuracy", "change"])
 
 
@@ -373,9 +381,14 @@ def anomaly_masking(
             ("random", draw, {layer: drawn[draw] for layer, drawn in by_layer.items()}) for draw in range(draws)
         ]
     base = evaluate(model, x, y)[1]
+    if len(chosen) == 1:
+        (layer,) = chosen
+        accuracies = LayerMasking(model, x, y, layer).results([filters[layer] for *_, filters in choices])[1].tolist()
+    else:
+        accuracies = [masked_result(model, x, y, filters)[1] for *_, filters in choices]
     rows = [
-        (checkpoint, group, draw, len(found), 100 * (masked_result(model, x, y, filters)[1] - base))
-        for group, draw, filters in choices
+        (checkpoint, group, draw, len(found), 100 * (accuracy - base))
+        for (group, draw, _), accuracy in zip(choices, accuracies, strict=True)
     ]
     return pd.DataFrame(rows, columns=["checkpoint", "group", "draw", "filters", "accuracy_change"])
 
@@ -461,9 +474,8 @@ def neuron_pruning(
         groups += [
             ("random", draw, chosen) for draw, chosen in enumerate(_random_filters(len(order), size, draws, seed))
         ]
-        for group, draw, chosen in groups:
-            with pruned(model, x, {str(layer): chosen}):
-                accuracy = evaluate(model, x, y)[1]
+        _, accuracies = LayerMasking(model, x, y, str(layer), pruned).results([chosen for *_, chosen in groups])
+        for (group, draw, _), accuracy in zip(groups, accuracies, strict=True):
             rows.append((layer, depth, len(order), group, draw, fraction, accuracy))
     return pd.DataFrame(rows, columns=["layer", "depth", "neurons", "group", "draw", "fraction", "accuracy"])
 

@@ -6,25 +6,34 @@ channels; T^k is the mean of a property P^k(x) over the samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vjp, vmap
+from torch.nn.functional import cross_entropy, pad
 
 from nnscan.errors import DataError
+from nnscan.models import device_of, logits, prepare, resolve_layer, weight_module
 from nnscan.moments import Moments
+from nnscan.suffixes import PASS_BYTES, Change, Suffix, find_suffix
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+log = logging.getLogger(__name__)
 
 PROPERTIES = ("T_m", "T_v", "T_c", "T_cor")
 """Mean, variance, covariance with the input, correlation with the input."""
 
 _CHUNK_BYTES = 64 * 2**20  # of filter images in float64; the computation holds three such arrays
-_GRADIENT_BYTES = 256 * 2**20  # of the gradients of each sample
+_KEPT_BYTES = 256 * 2**20  # of what a sensitivity keeps of each sample: gradients, or inputs by weight
 
 
 class _Sliceable(Protocol):
@@ -119,6 +128,19 @@ def sensitivity(
     exact: bool = False,
     batch_size: int = 64,
 ) -> NDArray[np.float64]:
+    """Return SoU of one layer's filters, (K,); see `sensitivities`."""
+    (found,) = sensitivities(model, x, y, [layer], exact, batch_size)
+    return found
+
+
+def sensitivities(
+    model: nn.Module,
+    x: Tensor | NDArray[np.float32],
+    y: Tensor | NDArray[np.int64],
+    layers: Sequence[str | nn.Module],
+    exact: bool = False,
+    batch_size: int = 64,
+) -> list[NDArray[np.float64]]:
     """Return SoU, how much the loss changes when a filter loses one weight (Dou Hui, doctoral slides, ch. 5).
 
     SoU^k is the mean, over the samples and over the filter's weights w, of |loss(w) - loss(w = 0)|, the loss being
@@ -130,63 +152,228 @@ def sensitivity(
         model: The network.
         x: (N, C, H, W) samples as fed to the network.
         y: (N,) class indices.
-        layer: The layer.
-        exact: Remove each weight in turn, one forward pass per weight and sample, instead of the first order. In
-            the network's own precision: in float32 changes below about 1e-7 of the loss are rounding.
-        batch_size: Samples per pass, lowered where the gradients of each sample would not fit into 256 MiB.
+        layers: The layers; one pass serves all of them to first order.
+        exact: Remove each weight in turn instead of the first order. Only what a removed weight changes is run again
+            (`suffixes`); a network whose part behind a layer cannot be run alone is run whole for each weight, which
+            is logged. In the network's own precision: in float32 changes below about 1e-7 of the loss are rounding.
+        batch_size: Samples per pass, lowered where what is kept of each would not fit into 256 MiB.
 
     Returns:
-        (K,).
+        One (K,) for each layer.
 
     Raises:
-        LayerError: The layer does not exist or has no weights.
+        LayerError: A layer does not exist or has no weights.
         DataError: There are not as many classes as samples.
     """
-    import torch
-    from torch.func import functional_call, grad, vmap
-    from torch.nn.functional import cross_entropy
-
-    from nnscan.models import logits, prepare, resolve_layer, weight_module
-
     if len(x) != len(y) or not len(x):
         raise DataError(f"sensitivity needs one class per sample, got {len(x)} samples and {len(y)} classes")
-    name = resolve_layer(model, layer)
-    network = prepare(model)
-    inputs, classes = torch.as_tensor(x), torch.as_tensor(y, dtype=torch.int64)
-    key = f"{weight_module(network, inputs[:1], name)}.weight"
-    weight = network.get_parameter(key).detach().contiguous()
-    per_filter = weight[0].numel()
+    network, device = prepare(model), device_of(model)
+    inputs, classes = torch.as_tensor(x).to(device), torch.as_tensor(y, dtype=torch.int64).to(device)
+    names = [weight_module(network, inputs[:1], resolve_layer(model, layer)) for layer in layers]
+    owners = {name: network.get_submodule(name) for name in names}
+    if exact:
+        totals = {name: _removals(network, inputs, classes, name, batch_size) for name in owners}
+    else:
+        totals = _first_orders(network, inputs, classes, owners, batch_size)
+    per_filter = {name: _weight(owner)[0].numel() for name, owner in owners.items()}
+    return [(totals[name] / (len(inputs) * per_filter[name])).cpu().numpy() for name in names]
 
-    def losses(candidate: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
-        scores = logits(functional_call(network, {key: candidate}, (batch,)))
-        loss: Tensor = cross_entropy(scores, labels, reduction="none")
-        return loss
 
-    def sample_loss(candidate: Tensor, sample: Tensor, label: Tensor) -> Tensor:
-        return losses(candidate, sample[None], label[None]).squeeze(0)
+def _weight(layer: nn.Module) -> Tensor:
+    return layer.get_parameter("weight").detach()
 
-    def first_order(batch: Tensor, labels: Tensor) -> Tensor:
-        slopes: Tensor = vmap(grad(sample_loss), in_dims=(None, 0, 0))(weight, batch, labels)
-        return (weight * slopes).abs().flatten(2).sum(dim=(0, 2), dtype=torch.float64)
 
-    def removal(batch: Tensor, labels: Tensor) -> Tensor:
+def _losses(scores: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(scores, y, reduction="none").double()
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer is torch's own convolution or linear map, not a class that does something else."""
+    return type(layer).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, nn.Linear.forward)
+
+
+def _factors(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return what each weight of a filter is multiplied with at each position, (n, groups, weights, positions).
+
+    Args:
+        layer: A plain layer.
+        x: What enters it: (n, ..., features) of a linear map, (n, ..., channels, *space) of a convolution.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(len(x), -1, x.shape[-1]).mT[:, None]
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    dimensions = len(layer.kernel_size)
+    images = x.reshape(-1, layer.in_channels, *x.shape[x.ndim - dimensions :])
+    reaches = [spread * (size - 1) for size, spread in zip(layer.kernel_size, layer.dilation, strict=True)]
+    if isinstance(layer.padding, str):
+        margins = [(reach // 2, reach - reach // 2) if layer.padding == "same" else (0, 0) for reach in reaches]
+    else:
+        margins = [(int(width), int(width)) for width in layer.padding]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    windows = pad(images, [width for margin in reversed(margins) for width in margin], mode)
+    for axis, (reach, step, spread) in enumerate(zip(reaches, layer.stride, layer.dilation, strict=True), start=2):
+        windows = windows.unfold(axis, reach + 1, step)[..., ::spread]
+    places = range(2, 2 + dimensions)
+    windows = windows.permute(0, 1, *(place + dimensions for place in places), *places)
+    weights = layer.weight[0].numel()
+    windows = windows.reshape(len(x), -1, layer.groups, weights, math.prod(windows.shape[-dimensions:]))
+    return windows.movedim(1, 3).flatten(3)
+
+
+def _by_group(layer: nn.Module, values: Tensor) -> Tensor:
+    """Return values or slopes of a plain layer's output as (n, groups, filters of a group, positions)."""
+    if isinstance(layer, nn.Linear):
+        return values.reshape(len(values), -1, values.shape[-1]).mT[:, None]
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    space = values.shape[values.ndim - len(layer.kernel_size) :]
+    images = values.reshape(len(values), -1, layer.groups, layer.out_channels // layer.groups, math.prod(space))
+    return images.movedim(1, 3).flatten(3)
+
+
+def _first_orders(
+    network: nn.Module, x: Tensor, y: Tensor, layers: Mapping[str, nn.Module], batch_size: int
+) -> dict[str, Tensor]:
+    """Return the sum over samples and weights of |w * d loss / d w| of each filter, (K,), by layer.
+
+    What enters a layer and the slopes of the loss in its output give the gradients of its weights; all layers' come
+    from one backward pass. The slopes are those in a zero that is added to the output.
+    """
+
+    def run(zeros: Mapping[str, Sequence[Tensor]] | None, sample: Tensor) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        incoming: dict[str, list[Tensor]] = {name: [] for name in layers}
+        outgoing: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+        def observe(name: str) -> Callable[..., Tensor]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+                incoming[name].append((args[0] if args else kwargs["input"]).clone())  # it may be changed later
+                outgoing[name].append(output)
+                return output if zeros is None else output + zeros[name][len(outgoing[name]) - 1]
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, layer in layers.items():
+                stack.callback(layer.register_forward_hook(observe(name), with_kwargs=True).remove)
+            return network(sample[None].clone()), incoming, outgoing
+
+    def sample_loss(
+        zeros: dict[str, list[Tensor]], sample: Tensor, label: Tensor
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        output, incoming, _ = run(zeros, sample)
+        return cross_entropy(logits(output), label[None]), incoming
+
+    with torch.no_grad():
+        zeros = {name: [torch.zeros_like(value) for value in seen] for name, seen in run(None, x[0])[2].items()}
+    totals = {name: torch.zeros_like(_weight(layer), dtype=torch.float64) for name, layer in layers.items()}
+    for batch, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+        slopes, incoming = vmap(grad(sample_loss, has_aux=True), in_dims=(None, 0, 0))(zeros, batch, labels)
+        for name, layer in layers.items():
+            totals[name] += _gradient_sizes(layer, incoming.pop(name), slopes.pop(name))
+    return {name: (_weight(layer).abs() * totals[name]).flatten(1).sum(1) for name, layer in layers.items()}
+
+
+def _gradient_sizes(layer: nn.Module, incoming: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+    """Return the sum over samples of |d loss / d w|, of the weight's shape.
+
+    Args:
+        layer: The layer.
+        incoming: What entered it at each of its calls, (n, ...).
+        slopes: The slopes of the loss in its output at each of its calls, (n, ...).
+    """
+    sizes, plain = torch.zeros_like(_weight(layer)), _is_plain(layer)
+    positions = sum(value[0].numel() for value in slopes) // len(sizes)
+    kept = sizes.numel() + (positions * sizes[0].numel() if plain else 0)
+    step = max(1, PASS_BYTES // (kept * sizes.element_size()))
+    calls, buffer = len(incoming), sizes.new_empty(0)  # one buffer: new memory is slow where gradients are large
+    for parts in zip(*(torch.split(value, step) for value in (*incoming, *slopes)), strict=True):
+        if not plain:
+            gradients = vmap(partial(_weight_gradient, layer))(parts[:calls], parts[calls:])
+        else:
+            factors = torch.cat([_factors(layer, value) for value in parts[:calls]], 3)
+            back = torch.cat([_by_group(layer, value) for value in parts[calls:]], 3)
+            if positions == 1:  # a gradient is the product of two vectors, and so is its size
+                found = torch.einsum("ngk,ngw->gkw", back.abs().flatten(2), factors.abs().flatten(2))
+                sizes += found.reshape(sizes.shape)
+                continue
+            torch.matmul(back, factors.mT, out=buffer.resize_(0))
+            gradients = buffer
+        for gradient in gradients.abs_():
+            sizes += gradient.reshape(sizes.shape)
+    return sizes
+
+
+def _weight_gradient(layer: nn.Module, incoming: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+    """Return d loss / d w of one sample for a layer of any kind, of the weight's shape."""
+
+    def run(weight: Tensor) -> list[Tensor]:
+        return [functional_call(layer, {"weight": weight}, (value,)) for value in incoming]
+
+    gradient: Tensor = vjp(run, _weight(layer))[1](list(slopes))[0]
+    return gradient
+
+
+def _removals(network: nn.Module, x: Tensor, y: Tensor, name: str, batch_size: int) -> Tensor:
+    """Return the sum over samples and weights of |loss(w) - loss(w = 0)| of each filter, (K,)."""
+    layer = network.get_submodule(name)
+    suffix = find_suffix(network, name, x) if _is_plain(layer) else None
+    measure: Callable[[Tensor, Tensor], Tensor]
+    if suffix is None or (isinstance(layer, nn.Linear) and not suffix.flat):
+        log.info("removing a weight of %s runs the whole network each time", name)
+        measure = partial(_removed_from_network, network, name)
+    else:
+        measure = partial(_removed_from_suffix, suffix)
         with torch.no_grad():
-            intact = losses(weight, batch, labels)
-            total = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-            for index in range(weight.numel()):
-                lesioned = weight.clone()
-                lesioned.view(-1)[index] = 0
-                total[index // per_filter] += (intact - losses(lesioned, batch, labels)).abs().sum()
-        return total
+            batch_size = min(batch_size, max(1, _KEPT_BYTES // _factors(layer, suffix.before(x[:1])[0]).nbytes))
+    with torch.no_grad():
+        parts = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+        return torch.stack([measure(batch, labels) for batch, labels in parts]).sum(0)
 
-    fitting = max(1, _GRADIENT_BYTES // (weight.numel() * weight.element_size()))
-    step, measure = (batch_size, removal) if exact else (min(batch_size, fitting), first_order)
+
+def _removed_from_network(network: nn.Module, name: str, x: Tensor, y: Tensor) -> Tensor:
+    """Return the sum of |loss(w) - loss(w = 0)|, (K,), one pass through the network for each weight."""
+    weight = _weight(network.get_submodule(name))
+    intact = _losses(logits(network(x.clone())), y)
+    changes = torch.zeros(weight.numel(), dtype=torch.float64, device=weight.device)
+    for index in range(weight.numel()):
+        lesioned = weight.clone(memory_format=torch.contiguous_format)
+        lesioned.view(-1)[index] = 0
+        scores = logits(functional_call(network, {f"{name}.weight": lesioned}, (x.clone(),)))
+        changes[index] = (intact - _losses(scores, y)).abs().sum()
+    return changes.view(len(weight), -1).sum(1)
+
+
+def _removed_from_suffix(suffix: Suffix, x: Tensor, y: Tensor) -> Tensor:
+    """Return the sum of |loss(w) - loss(w = 0)|, (K,), running for each weight what its filter's map changes.
+
+    Without its weight w a filter's output is less by w times what the weight is multiplied with.
+    """
+    layer = suffix.layer
+    incoming, others = suffix.before(x)
+    kept = suffix.keep(incoming, others)
+    intact = _losses(kept.scores, y)
+    output = layer(incoming)
+    values, factors = _by_group(layer, output), _factors(layer, incoming)
+    weight = _weight(layer)
+    shares = weight.reshape(values.shape[1], values.shape[2], -1)
     total = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-    for start in range(0, len(inputs), step):
-        rows = slice(start, start + step)
-        total += measure(inputs[rows].to(weight.device), classes[rows].to(weight.device))
-    result: NDArray[np.float64] = (total / (len(inputs) * per_filter)).cpu().numpy()
-    return result
+    together = max(1, PASS_BYTES // output.nbytes)  # weights of a filter; those of all filters at the same place
+    for share, factor in zip(torch.split(shares, together, 2), torch.split(factors, together, 2), strict=True):
+        lesioned = values - share.movedim(2, 0)[:, None, :, :, None] * factor.movedim(2, 0)[:, :, :, None]
+        maps = suffix.chain(lesioned.reshape(-1, *output.shape[1:]))
+        maps = maps.reshape(-1, *kept.maps.shape)
+        differs = (maps != kept.maps).flatten(3).any(3) if maps.ndim > 3 else maps != kept.maps
+        for chosen in suffix.passes(kept, differs.permute(2, 0, 1)):
+            filters, sizes = torch.unique_consecutive(chosen[:, 0], return_counts=True)
+            changes = [
+                Change(samples, filters[number : number + 1], maps[places, samples, filters[number], None])
+                for number, (_, places, samples) in enumerate(
+                    part.unbind(1) for part in torch.split(chosen, sizes.tolist())
+                )
+            ]
+            samples = chosen[:, 2]
+            lost = (_losses(suffix.scores(kept, changes), y[samples]) - intact[samples]).abs()
+            total.index_add_(0, chosen[:, 0], lost)
+    return total
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
@@ -271,15 +458,17 @@ def filter_table(
     Returns:
         layer, depth, the columns of `interpretable_properties`, AVoU and SoU. AVoU is taken over the scanned samples.
     """
-    tables = []
+    tables, names = [], []
     for depth, (layer, moments) in enumerate(layers):
         images, foreground = scanned(moments.samples)
         # block sums to block means, so that the properties are those of pixels whatever the block
         filter_images = moments.filter_images[layer][:, :, None] / moments.block**2
         table = interpretable_properties(filter_images, images, foreground)
         table["AVoU"] = activation_value(np.maximum(moments.layers[layer]["activation"], 0))
-        table["SoU"] = sensitivity(model, x, y, layer, exact=exact)
         table.insert(0, "layer", layer)
         table.insert(1, "depth", depth)
         tables.append(table)
+        names.append(layer)
+    for table, values in zip(tables, sensitivities(model, x, y, names, exact), strict=True):
+        table["SoU"] = values
     return pd.concat(tables, ignore_index=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnscan import interventions
+from nnscan import interventions, suffixes
 from nnscan.data import Split, build_dataset
 from nnscan.errors import LayerError, ModelError
 from nnscan.interventions import (
@@ -27,7 +27,7 @@ from nnscan.interventions import (
     pruned,
     sample_gradients,
 )
-from nnscan.models import build_model, capture, parameter_count
+from nnscan.models import build_model, capture, network_layers, parameter_count
 from nnscan.training import Protocol, evaluate, model_builder, train
 
 
@@ -283,20 +283,22 @@ def table(**layers):
     return pd.DataFrame(rows, columns=["layer", "depth", "filter", "neurons", "clusters", "noise", "eps"])
 
 
-def recorder(monkeypatch, result=(2.0, 0.5)):
-    """Take the place of masking; note which filters it was asked for."""
-    asked = []
+def recorder(monkeypatch, result=(2.0, 0.5), ways=None):
+    """Take the place of masking; note which filters it was asked for, and which way."""
+    asked, ways = [], [] if ways is None else ways
 
     def fake(model, x, y, filters):
         asked.append({layer: list(chosen) for layer, chosen in filters.items()})
         return result
 
     class FakeMasking:
-        def __init__(self, model, x, y, layer):
-            self.layer = layer
+        def __init__(self, model, x, y, layer, way=masked):
+            self.layer, self.way = layer, way
+            ways.append(way)
 
-        def result(self, filters):
-            return fake(None, None, None, {self.layer: filters}) if filters else (1.6, 0.75)
+        def results(self, choices):
+            found = [fake(None, None, None, {self.layer: chosen}) if chosen else (1.6, 0.75) for chosen in choices]
+            return tuple(np.array(found).T)
 
     monkeypatch.setattr(interventions, "LayerMasking", FakeMasking)
     monkeypatch.setattr(interventions, "masked_result", fake)
@@ -575,25 +577,16 @@ def similarities(**layers):
     return pd.DataFrame(rows, columns=["layer", "depth", "filter", "similarity"]).sample(frac=1, random_state=2)
 
 
-def test_pruning_takes_the_most_and_the_least_similar_neurons(x, y, monkeypatch):
-    model = plain()
-    seen = []
-
-    def look(network, x, y):
-        gone = {
-            layer: np.flatnonzero(~network.get_submodule(layer).weight.detach().flatten(1).any(1).numpy()).tolist()
-            for layer in ("0", "3")
-        }
-        seen.append({layer: filters for layer, filters in gone.items() if filters})
-        return 0.0, 0.25
-
-    monkeypatch.setattr(interventions, "evaluate", look)
+def test_pruning_takes_the_most_and_the_least_similar_neurons(monkeypatch):
+    ways = []
+    asked = recorder(monkeypatch, (0.0, 0.25), ways)
     table = similarities(**{"0": [0.1, 0.5, 0.5, -0.2], "3": [0.3, 0.9, 0.0, 0.7, -0.1]})
-    found = neuron_pruning(model, x, y, table, fraction=0.4, draws=3, seed=2)
-    assert seen[:2] == [{"0": [1, 2]}, {"0": [0, 3]}]  # 1.6 of 4
-    assert seen[5:7] == [{"3": [1, 3]}, {"3": [2, 4]}]
-    assert all(list(gone) == ["0"] and len(gone["0"]) == 2 for gone in seen[2:5])
-    assert all(list(gone) == ["3"] and len(gone["3"]) == 2 for gone in seen[7:])
+    found = neuron_pruning(None, None, None, table, fraction=0.4, draws=3, seed=2)
+    assert asked[:2] == [{"0": [1, 2]}, {"0": [0, 3]}]  # 1.6 of 4
+    assert asked[5:7] == [{"3": [1, 3]}, {"3": [2, 4]}]
+    assert all(list(gone) == ["0"] and len(gone["0"]) == 2 for gone in asked[2:5])
+    assert all(list(gone) == ["3"] and len(gone["3"]) == 2 for gone in asked[7:])
+    assert ways == [pruned, pruned]
     assert found["layer"].tolist() == ["0"] * 5 + ["3"] * 5
     assert found["depth"].tolist() == [0] * 5 + [1] * 5
     assert found["neurons"].tolist() == [4] * 5 + [5] * 5
@@ -601,10 +594,10 @@ def test_pruning_takes_the_most_and_the_least_similar_neurons(x, y, monkeypatch)
     assert found["draw"].tolist() == [0, 0, 0, 1, 2] * 2
     assert set(found["fraction"]) == {0.4}
     assert set(found["accuracy"]) == {0.25}
-    again = list(seen)
-    seen.clear()
-    neuron_pruning(model, x, y, table, fraction=0.4, draws=3, seed=2)
-    assert seen == again
+    again = list(asked)
+    asked.clear()
+    neuron_pruning(None, None, None, table, fraction=0.4, draws=3, seed=2)
+    assert asked == again
 
 
 def test_pruning_a_network(x, y):
@@ -620,16 +613,9 @@ def test_pruning_a_network(x, y):
 
 @pytest.mark.parametrize(("fraction", "count", "size"), [(0.4, 512, 205), (0.01, 6, 1), (0.99, 2, 2)])
 def test_at_least_one_neuron_is_pruned(monkeypatch, fraction, count, size):
-    sizes = []
-
-    def note(model, x, filters):
-        sizes.append(len(filters["wide"]))
-        return pruned(model, x, {})
-
-    monkeypatch.setattr(interventions, "pruned", note)
-    monkeypatch.setattr(interventions, "evaluate", lambda model, x, y: (0.0, 0.0))
-    neuron_pruning(plain(), torch.rand(1, 2, 8, 8), None, similarities(wide=np.arange(count)), fraction, draws=1)
-    assert sizes == [size] * 3
+    asked = recorder(monkeypatch)
+    neuron_pruning(None, None, None, similarities(wide=np.arange(count)), fraction, draws=1)
+    assert [len(chosen["wide"]) for chosen in asked] == [size] * 3
 
 
 @pytest.fixture(scope="module")
@@ -686,23 +672,131 @@ class Untraceable(Residual):
         return super().forward(images if images.mean() > -1e9 else -images)
 
 
-@pytest.mark.parametrize("network", [Residual, Untraceable])
-@pytest.mark.parametrize("layer", ["first", "second"])
-def test_masking_one_layer_again_and_again_is_masking_the_whole_network(network, layer):
-    torch.manual_seed(0)
-    model, images, labels = network().eval(), torch.randn(11, 3, 6, 6), torch.randint(0, 3, (11,))
-    masking = interventions.LayerMasking(model, images, labels, layer, batch_size=4)
-    assert (masking.batches is None) == (network is Untraceable)
-    for filters in ([], [1], [0, 3], [0, 1, 2, 3]):
-        expected = masked_result(model, images, labels, {layer: filters})
-        assert masking.result(filters) == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(LayerError, match="filters 0 to 3"):
-        masking.result([4])
+def pooled(channels=3):
+    """Filters whose maps are often, or always, without any value above zero."""
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 2), nn.BatchNorm2d(5), nn.ReLU(),
+        nn.Flatten(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([0.3, -1.4, -50, -1.2, 0, 0.1]))
+        model[4].bias.copy_(torch.tensor([0.5, -0.2, -50, 0, 0.2]))
+    return model
 
 
-def test_masking_runs_the_network_whole_when_memory_is_short(monkeypatch, caplog):
-    monkeypatch.setattr(interventions, "available_bytes", lambda: 100)
+def affineless():
+    model = pooled()
+    model[4] = nn.BatchNorm2d(5, affine=False).eval()
+    model[4].running_mean.uniform_(-0.5, 0.5)
+    return model
+
+
+class Tied(nn.Module):
+    """One kernel serves two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(images).relu()).relu().mean((2, 3)))
+
+
+CASES = [
+    pytest.param(Residual, "first", True, True, id="shortcuts, first"),
+    pytest.param(Residual, "second", True, True, id="shortcuts, second"),
+    pytest.param(Untraceable, "first", False, False, id="untraceable"),
+    pytest.param(pooled, "0", True, True, id="first"),
+    pytest.param(pooled, "4", True, True, id="normalised"),
+    pytest.param(pooled, "7", True, True, id="linear"),
+    pytest.param(pooled, "9", True, True, id="last"),
+    pytest.param(affineless, "4", True, False, id="normalised without parameters"),
+    pytest.param(Tied, "first", True, False, id="tied"),
+]
+
+
+@pytest.mark.parametrize("way", [masked, pruned])
+@pytest.mark.parametrize(("network", "layer", "maskable", "prunable"), CASES)
+def test_masking_one_layer_again_and_again_is_masking_the_whole_network(
+    network, layer, maskable, prunable, way, caplog
+):
     caplog.set_level("INFO")
-    masking = interventions.LayerMasking(Residual().eval(), torch.randn(4, 3, 6, 6), torch.zeros(4).long(), "second")
-    assert masking.batches is None
-    assert "do not fit into memory" in caplog.text
+    torch.manual_seed(0)
+    model, x, y = network().double().eval(), torch.randn(11, 3, 6, 6).double(), torch.randint(0, 3, (11,))
+    before = snapshot(model.train())
+    masking = interventions.LayerMasking(model, x, y, layer, way, batch_size=4)
+    assert (masking.suffix is not None) == (maskable if way is masked else prunable)
+    if way is pruned and maskable and not prunable:
+        assert f"pruning filters of {layer} is more than masking" in caplog.text
+    everything = list(range(len(model.get_submodule(masking.layer.weights).weight)))
+    choices = [[], [1], [0, 2], [2, 0, 0], [1, 2], everything]
+    expected = []
+    for filters in choices:
+        with way(model, x, {layer: filters}):
+            expected.append(evaluate(model, x, y))
+    losses, accuracies = masking.results(choices)
+    np.testing.assert_allclose(losses, [loss for loss, _ in expected], rtol=1e-12)
+    np.testing.assert_array_equal(accuracies, [accuracy for _, accuracy in expected])
+    assert len(set(losses)) > 1
+    assert unchanged(model, before)
+    with pytest.raises(LayerError, match="has the filters 0 to"):
+        masking.results([[0], [99]])
+
+
+@pytest.mark.parametrize(("name", "size"), [("lenet5", 32), ("alexnet", 16), ("vgg11", 16), ("resnet18", 8)])
+def test_each_filter_of_the_zoo_alone(name, size):
+    torch.manual_seed(1)
+    model = build_model(name, {"in_channels": 1, "size": size}).eval()
+    x, y = torch.rand(3, 1, size, size), torch.tensor([3, 1, 4])
+    layers = [layer for layer in network_layers(model, x) if layer.convolutional]
+    for layer in (layers[0].name, layers[len(layers) // 2].name):
+        losses, accuracies = interventions.LayerMasking(model, x, y, layer).each()
+        count = len(losses)
+        assert len(accuracies) == count == len(model.get_submodule(layer).weight)
+        for index in (0, 1, count - 1):
+            expected = masked_result(model, x, y, {layer: [index]})
+            assert losses[index] == pytest.approx(expected[0], rel=1e-5)
+            assert accuracies[index] == expected[1]
+
+
+@pytest.mark.parametrize("memory", [1, 1000, 2**24])
+def test_only_samples_on_which_a_filter_shows_are_run(memory, monkeypatch):
+    monkeypatch.setattr(suffixes, "PASS_BYTES", memory)
+    model, x, y = pooled(), torch.randn(20, 3, 6, 6), torch.randint(0, 3, (20,))
+    with torch.no_grad():
+        shows = (model[:2](x).flatten(2).amax(2) > 0).sum(0).tolist()
+    assert 0 in shows
+    assert 0 < min(shows[1], shows[3]) < 20
+    masking = interventions.LayerMasking(model, x, y, "0")
+    run = []
+    handle = model[9].register_forward_hook(lambda module, args, output: run.append(len(output)))
+    losses, _ = masking.each()
+    handle.remove()
+    assert sum(run) == 20 + sum(shows)  # unchanged, and masked
+    assert (len(run) == 2) == (memory == 2**24)
+    assert losses[2] == pytest.approx(evaluate(model, x, y)[0])  # of a filter that never shows
+
+
+def test_masking_refuses_what_masking_refuses(x, y):
+    model = plain()
+    model[1] = nn.Sigmoid()
+    with pytest.raises(ModelError, match="cannot be masked"):
+        interventions.LayerMasking(model, x, y, "0")
+    pruning = interventions.LayerMasking(model, x, y, "0", pruned)  # zero parameters need no such activation
+    with pruned(model, x, {"0": [1]}):
+        expected = evaluate(model, x, y)
+    assert [float(values[0]) for values in pruning.results([[1]])] == pytest.approx(list(expected), rel=1e-12)
+
+
+def test_anomaly_filters_of_one_layer_run_only_what_is_behind_it(x, y):
+    model, run = normalised(), []
+    table = anomalies(**{"1": [0] * 4, "5": [1, 0, 1, 0, 0]})
+    expected = 100 * (masked_result(model, x, y, {"5": [0, 2]})[1] - evaluate(model, x, y)[1])
+    handle = model[0].register_forward_hook(lambda module, args, output: run.append(len(output)))
+    found = anomaly_masking(model, x, y, table, "overfitted", draws=4)
+    handle.remove()
+    assert found["accuracy_change"].iloc[0] == pytest.approx(expected)
+    assert sum(run) < 4 * len(x)

@@ -8,13 +8,22 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.func import grad
 from torch.nn.functional import cross_entropy
 
-from nnscan import properties
+from nnscan import properties, suffixes
 from nnscan.errors import DataError, LayerError
-from nnscan.models import load_model
-from nnscan.properties import activation_value, interpretable_properties, rank_correlation, sensitivity
+from nnscan.models import load_model, weight_module
+from nnscan.properties import (
+    activation_value,
+    interpretable_properties,
+    rank_correlation,
+    sensitivities,
+    sensitivity,
+)
+from nnscan.suffixes import find_suffix
 
 NAMES = ("T_m", "T_v", "T_c", "T_cor")
 
@@ -205,10 +214,192 @@ def test_sensitivity_equals_removing_each_weight(small, labelled, layer, weights
 def test_first_order_sensitivity_equals_gradients_sample_by_sample(
     small, labelled, monkeypatch, memory, layer, weights
 ):
-    monkeypatch.setattr(properties, "_GRADIENT_BYTES", memory)
+    monkeypatch.setattr(properties, "PASS_BYTES", memory)
     x, y = labelled
     computed = sensitivity(small, x.numpy(), y.numpy().astype(np.int32), small.get_submodule(layer), batch_size=3)
     np.testing.assert_allclose(computed, naive_first_order(small, x, y, weights), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_sensitivities_of_several_layers_come_in_their_order(small, labelled, exact):
+    x, y = labelled
+    naive = naive_exact if exact else naive_first_order
+    found = sensitivities(small, x, y, ["7", small[1], "4", "0"], exact)
+    assert len(found) == 4
+    for values, weights in zip(found, ("7", "0", "4", "0"), strict=True):
+        np.testing.assert_allclose(values, naive(small, x, y, weights), rtol=1e-9, atol=1e-14)
+    assert sensitivities(small, x, y, [], exact) == []
+
+
+def test_all_layers_share_their_passes_to_first_order(small, labelled, monkeypatch):
+    passes = []
+    monkeypatch.setattr(properties, "grad", lambda *args, **kwargs: passes.append(1) or grad(*args, **kwargs))
+    sensitivities(small, *labelled, ["0", "4", "7"], batch_size=2)
+    assert len(passes) == 3  # of 2, 2 and 1 samples
+
+
+class Reused(nn.Module):
+    """One convolution at two places and sizes, a linear map of the channels at each position."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(2, 2, 2), nn.Linear(2, 3), nn.Linear(3, 3)
+
+    def forward(self, images):
+        maps = torch.relu(self.conv(input=images))
+        maps = F.max_pool2d(maps, 2, 1) + 0.1
+        again = self.conv(maps)
+        return self.head(self.mix(again.movedim(1, -1)).relu().mean((1, 2))) + maps.mean()
+
+
+class Windows(nn.Module):
+    """A convolution that takes the four quarters of an image as four images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 2, groups=2), nn.Linear(64, 3)
+
+    def forward(self, images):
+        quarters = images.unfold(2, 3, 3).unfold(3, 3, 3).permute(0, 2, 3, 1, 4, 5).reshape(-1, 2, 3, 3)
+        return self.head(self.conv(quarters).relu().reshape(-1, 64))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weights are not what its filters use."""
+
+    def forward(self, images):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(images, weight, self.bias, self.stride, self.padding)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 2, 3), nn.Linear(2, 3)
+
+    def forward(self, images):
+        maps = self.conv(images) if images.shape[1] == 2 else images
+        return self.head(maps.relu().mean((2, 3)))
+
+
+def convolved(*layers, features, normalisation=nn.BatchNorm2d):
+    width = layers[-1].out_channels
+    return nn.Sequential(
+        *layers, normalisation(width), nn.ReLU(), nn.Flatten(), nn.Linear(features, 4), nn.ReLU(), nn.Linear(4, 3)
+    )
+
+
+ARCHITECTURES = {
+    "grouped": (lambda: convolved(nn.Conv2d(2, 4, 2, groups=2), features=100), ["0", "4", "6"]),
+    "depthwise": (lambda: convolved(nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 2, groups=6), features=150), ["0", "1"]),
+    "strided": (lambda: convolved(nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 0)), features=45), ["0"]),
+    "dilated": (lambda: convolved(nn.Conv2d(2, 3, (2, 3), dilation=(3, 2), bias=False), features=18), ["0"]),
+    "same": (lambda: convolved(nn.Conv2d(2, 3, (2, 3), padding="same", dilation=(3, 1)), features=108), ["0"]),
+    "valid": (lambda: convolved(nn.Conv2d(2, 3, 3, padding="valid"), features=48), ["0"]),
+    "circular": (
+        lambda: convolved(nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="circular"), features=144), ["0"],
+    ),
+    "reflected": (
+        lambda: convolved(nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 2, padding=1, padding_mode="reflect"),
+                          features=98), ["0", "1"],
+    ),
+    "one position": (lambda: convolved(nn.Conv2d(2, 3, 6), features=3), ["1", "6"]),
+    "one axis": (
+        lambda: nn.Sequential(nn.Flatten(2), *convolved(nn.Conv1d(2, 3, 3, stride=2, padding=2), features=57,
+                                                        normalisation=nn.BatchNorm1d)), ["1"],
+    ),
+    "three axes": (
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), *convolved(nn.Conv3d(1, 3, 2, padding=(1, 0, 0)), features=225,
+                                                                  normalisation=nn.BatchNorm3d)), ["1"],
+    ),
+    "reused": (Reused, ["conv", "mix", "head"]),
+    "windows": (Windows, ["conv", "head"]),
+    "standardised": (lambda: convolved(Standardised(2, 3, 3, padding=1), features=108), ["0", "4"]),
+    "branching": (Branching, ["conv", "head"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", [1, 2**24])
+@pytest.mark.filterwarnings("ignore:Using padding")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_sensitivities_of_layers_of_all_kinds(name, memory, monkeypatch, caplog):
+    monkeypatch.setattr(properties, "PASS_BYTES", memory)
+    monkeypatch.setattr(suffixes, "PASS_BYTES", max(memory, 1000))
+    monkeypatch.setattr(properties, "_KEPT_BYTES", memory)
+    caplog.set_level("INFO")
+    build, layers = ARCHITECTURES[name]
+    torch.manual_seed(5)
+    model = build().double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.3, 1)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    x, y = torch.randn(3, 2, 6, 6, dtype=torch.float64), torch.tensor([0, 2, 1])
+    weights = [weight_module(model, x, layer) for layer in layers]
+    for exact, naive in ((True, naive_exact), (False, naive_first_order)):
+        for values, owner in zip(sensitivities(model, x, y, layers, exact), weights, strict=True):
+            expected = naive(model, x, y, owner)
+            np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-14)
+            assert max(expected) > 0
+    whole = [line for line in caplog.messages if "runs the whole network each time" in line]
+    assert len(whole) == {"reused": 2, "windows": 1, "standardised": 1, "branching": 2}.get(name, 0)
+
+
+class Spent(nn.Module):
+    """A network that changes its input after a layer has read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head, self.changing = nn.Conv2d(2, 3, 3), nn.Linear(3, 3), True
+
+    def forward(self, images):
+        maps = self.conv(images)
+        images = images.mul_(0.5) if self.changing else images * 0.5
+        return self.head(maps.relu().mean((2, 3)) + images.mean((1, 2, 3))[:, None])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_input_may_be_changed_by_the_network_but_is_not_by_the_measure(labelled, exact):
+    torch.manual_seed(5)
+    model, (x, y) = Spent().double(), labelled
+    before = x.clone()
+    found = sensitivity(model, x, y, "conv", exact)
+    assert torch.equal(x, before)
+    model.changing = False
+    naive = naive_exact if exact else naive_first_order
+    np.testing.assert_allclose(found, naive(model, x, y, "conv"), rtol=1e-9)
+
+
+def test_removal_runs_only_what_a_weight_changes(labelled, monkeypatch):
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).double().eval()
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([9.0, -99.0]))  # the second filter is silent with and without any weight
+    run, scores, suffix = [], suffixes.Suffix.scores, find_suffix(model, "0", labelled[0])
+
+    def noted(suffix, kept, changes):
+        run.extend(len(change.samples) for change in changes)
+        return scores(suffix, kept, changes)
+
+    monkeypatch.setattr(properties, "find_suffix", lambda *args: suffix)
+    monkeypatch.setattr(suffixes.Suffix, "scores", noted)
+    exact = sensitivity(model, *labelled, "0", exact=True)
+    np.testing.assert_allclose(exact, naive_exact(model, *labelled, "0"), rtol=1e-9)
+    assert exact[1] == 0
+    assert run == [5 * 18]
+
+
+def test_removal_in_lenet_is_that_of_the_plain_loop(monkeypatch):
+    torch.manual_seed(0)
+    model = load_model("lenet5", factory_options={"in_channels": 1}).double()
+    x, y = torch.rand(2, 1, 32, 32).double(), torch.tensor([3, 8])
+    layers = ["features.0", "head.5"]
+    found = sensitivities(model, x, y, layers, exact=True)
+    monkeypatch.setattr(properties, "find_suffix", lambda *args: None)
+    for values, expected in zip(found, sensitivities(model, x, y, layers, exact=True), strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-9)
 
 
 def test_removal_and_first_order_agree_where_weights_are_small(small, labelled):
