@@ -2,7 +2,9 @@
 
 Springenberg et al., "Striving for Simplicity" (2015); used by Wang Xinyuan, bachelor's thesis, ch. 3.3. On the way back
 a ReLU with output f lets a gradient R pass as `R * [R > 0] * [f > 0]`; all other operations pass their plain gradient.
-The rule is not linear in the gradient, so filters are carried back one by one, batched, and never summed first.
+The rule is not linear in the gradient, so filters are carried back one by one, batched, and never summed first: the
+network sees copies of a sample side by side, and one backward pass carries one filter back through each copy. A filter
+that is not active is left out, as its image is zero; behind a convolution only the filter's own weights are used.
 
 A ReLU may be a module, reused or not, in place or not, or a function call: all of them reach torch as a call of `relu`,
 and are replaced there. What does not show up as such a call (scripted code, custom autograd functions) and activations
@@ -11,18 +13,30 @@ for which the rule is not defined are found in the graph of the forward pass and
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, FunctionCtx
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 from torch.overrides import TorchFunctionMode
 
 from nnscan.errors import ModelError, ScanError
 from nnscan.models import capture, logits, prepare, resolve_layer
+
+PASS_PAIRS = 128
+"""Pairs of sample and filter in one pass at most; more gain nothing."""
+
+PASS_BYTES = 4 << 20
+"""Size at most of the largest array of a pass of more than one pair; with larger ones every pair takes longer."""
+
+COPIES = 16
+"""Copies of a sample in a pass that several samples share; some stay unused, as samples differ in active filters."""
 
 _REFUSED = {
     "Relu": "a ReLU that nnscan cannot reach",
@@ -75,12 +89,12 @@ class _GuidedReLU(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output > 0)
+        ctx.save_for_backward((output > 0).to(output.dtype))  # a mask of its own: the output may change in place
 
     @staticmethod
     def backward(ctx: BackwardCFunction, gradient: Tensor) -> Tensor:
         active: Tensor = ctx.saved_tensors[0]
-        return gradient.clamp(min=0) * active
+        return gradient.clamp(min=0).mul_(active)
 
 
 def _guided_relu(values: Tensor, inplace: bool) -> Tensor:
@@ -89,7 +103,15 @@ def _guided_relu(values: Tensor, inplace: bool) -> Tensor:
 
 
 class _GuidedReLUs(TorchFunctionMode):
-    """Inside the block every call of relu, by module or by function, is a guided one."""
+    """Inside the block every call of relu, by module or by function, is a guided one.
+
+    Attributes:
+        largest: Bytes of the largest result of an operation so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
 
     def __torch_function__(
         self,
@@ -99,10 +121,14 @@ class _GuidedReLUs(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         name = getattr(func, "__name__", "").partition(".")[0]
-        if name not in ("relu", "relu_"):
-            return func(*args, **(kwargs or {}))
-        given = dict(zip(("input", "inplace"), args, strict=False)) | (kwargs or {})
-        return _guided_relu(given["input"], inplace=name == "relu_" or given.get("inplace", False))
+        if name in ("relu", "relu_"):
+            given = dict(zip(("input", "inplace"), args, strict=False)) | (kwargs or {})
+            result: object = _guided_relu(given["input"], inplace=name == "relu_" or given.get("inplace", False))
+        else:
+            result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel() * result.element_size())
+        return result
 
 
 def _graph(*tensors: Tensor) -> Iterator[Node]:
@@ -145,72 +171,236 @@ def _check_guided(model: nn.Module, *tensors: Tensor) -> None:
         )
 
 
-def _guided_forward(model: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Return a fresh copy of the input, the layers' outputs and the class scores, connected by guided ReLUs."""
-    if x.ndim < 2 or not x.is_floating_point():
+class _Reached(Exception):
+    """The last call of a layer that is needed has been made."""
+
+
+@contextmanager
+def _counted(model: nn.Module, layers: Sequence[str], needed: int | None = None) -> Iterator[list[str]]:
+    """Collect the calls of layers inside the block, which ends at the last one that is needed."""
+    calls: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls.append(name)
+            if len(calls) == needed:
+                raise _Reached
+
+        return hook
+
+    with ExitStack() as stack, suppress(_Reached):
+        for layer in layers:
+            stack.callback(model.get_submodule(layer).register_forward_hook(watch(layer)).remove)
+        yield calls
+
+
+def _source(x: Tensor) -> Tensor:
+    """Return the input that gradients are taken of; the model gets a clone of it, which it may change in place."""
+    return x.detach().clone().requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a forward pass of two samples shows.
+
+    Attributes:
+        scores: Class scores (2, n).
+        filters: Number of filters of each layer.
+        calls: How often the layers are called in all.
+        pairs: Pairs of sample and filter that one pass carries back best.
+    """
+
+    scores: Tensor
+    filters: dict[str, int]
+    calls: int
+    pairs: int
+
+
+def _probe(model: nn.Module, x: Tensor, layers: Sequence[str]) -> _Probe:
+    """Run a prepared model with its first input and half of it; refuse it where guided images are not defined.
+
+    Args:
+        model: The model.
+        x: Inputs (N, C, H, W).
+        layers: The layers whose images are asked for; none of them for those of the class scores.
+    """
+    if x.ndim < 2 or not len(x) or not x.is_floating_point():
         raise ScanError(f"expected a floating-point tensor (N, C, H, W), got {tuple(x.shape)} of {x.dtype}")
-    source = x.detach().clone().requires_grad_(True)
-    with torch.enable_grad(), capture(model, layers) as outputs, _GuidedReLUs():
-        scores = logits(model(source.clone()))  # a clone, which the model may change in place
+    source = _source(torch.cat([x[:1], x[:1] / 2]))
+    with (
+        torch.enable_grad(),
+        _GuidedReLUs() as relus,
+        capture(model, layers) as outputs,
+        _counted(model, layers) as calls,
+    ):
+        scores = logits(model(source.clone()))
     _check_guided(model, scores, *outputs.values())
-    return source, outputs, scores
+    for layer in layers:
+        if layer not in outputs:
+            raise ScanError(f"the layer {layer!r} is not used in the forward pass; choose one that is")
+    results = [outputs[layer] for layer in layers]
+    if not layers:
+        if scores.ndim != 2:
+            raise ModelError(f"the model's output has the shape {tuple(scores.shape)}, not one class score per unit")
+        results = [scores]
+    if not all(result.requires_grad for result in results):
+        raise ModelError("the output does not depend on the input in a differentiable way")
+    _check_independent(source, results)
+    filters = {layer: outputs[layer].shape[1] for layer in layers}
+    return _Probe(scores, filters, len(calls), max(1, min(PASS_PAIRS, PASS_BYTES * len(source) // relus.largest)))
 
 
-def _batched_gradients(totals: Tensor, source: Tensor, chosen: Sequence[int]) -> Tensor:
-    """Return the gradients of the chosen entries of a vector, stacked behind the samples: (N, n, C, H, W)."""
-    if not totals.requires_grad:
-        raise ModelError("the layer's output does not depend on the input in a differentiable way")
-    selectors = torch.zeros((len(chosen), len(totals)), dtype=totals.dtype, device=totals.device)
-    selectors[torch.arange(len(chosen)), list(chosen)] = 1
-    (gradients,) = torch.autograd.grad(totals, source, selectors, retain_graph=True, is_grads_batched=True)
-    return gradients.transpose(0, 1)
+def _check_independent(source: Tensor, results: Sequence[Tensor]) -> None:
+    """Raise a ModelError where the second of two samples reaches the first row of a result."""
+    first_rows = [torch.zeros_like(result) for result in results]
+    for row, result in zip(first_rows, results, strict=True):
+        row[0] = result[0].detach()
+    (gradient,) = torch.autograd.grad(results, source, first_rows)
+    if bool((gradient[1].abs() > 0).any()):
+        raise ModelError(
+            "the samples of a batch influence each other in this network, as in a batch normalisation without running "
+            "statistics: a sample has no image of its own"
+        )
+
+
+def _is_convolution(operation: Any) -> bool:
+    """Return whether an operation of the graph is a plain convolution of images."""
+    return (
+        operation.name() == "ConvolutionBackward0"
+        and operation._saved_weight.ndim == 4
+        and operation._saved_groups == 1
+        and not operation._saved_transposed
+    )
+
+
+def _own_weights(convolution: Any, maps: Tensor, filters: Tensor) -> Tensor:
+    """Return the gradients of a convolution's input where only one filter's map of its output has one, per row.
+
+    A backward pass through the convolution takes the weights of all K filters; this takes those of the row's filter.
+    """
+    weight, inputs = convolution._saved_weight, convolution._saved_input
+    (rows, columns), (height, width) = weight.shape[2:], maps.shape[1:]
+    (down, right), (top, left) = convolution._saved_stride, convolution._saved_padding
+    below, beside = convolution._saved_dilation
+    # what each tap of the filter brings to each position of the input: the map, shifted, and spread by the stride
+    padded = [size + 2 * padding for size, padding in zip(inputs.shape[2:], (top, left), strict=True)]
+    reached = maps.new_zeros((len(maps), rows, columns, *padded))
+    for i, j in itertools.product(range(rows), range(columns)):
+        spread = reached[:, i, j, i * below :: down, j * beside :: right]
+        spread[:, :height, :width] = maps
+    reached = reached[..., top : padded[0] - top, left : padded[1] - left]
+    gradient = torch.bmm(weight[filters].flatten(2), reached.reshape(len(maps), rows * columns, -1))
+    return gradient.view(len(maps), *inputs.shape[1:])
+
+
+def _carried_back(source: Tensor, values: Tensor, maps: Tensor, filters: Tensor) -> Tensor:
+    """Return the images (B, C, H, W) of one filter per row.
+
+    Args:
+        source: The input (B, C, H, W).
+        values: The layer's output (B, K, h, w), as `capture` clones it.
+        maps: The gradient (B, h, w) of the row's filter.
+        filters: The row's filter (B,).
+    """
+    clone: Any = values.grad_fn
+    operation = clone.next_functions[0][0]
+    if _is_convolution(operation):
+        start: Tensor | GradientEdge = GradientEdge(*operation.next_functions[0])
+        gradient = _own_weights(operation, maps, filters)
+    else:
+        start, gradient = values, torch.zeros_like(values)
+        gradient[torch.arange(len(values)), filters] = maps
+    (images,) = torch.autograd.grad(start, source, gradient, retain_graph=True)
+    return images
+
+
+def _evenly(count: int, most: int) -> int:
+    """Return the size of parts of about the same size, at most `most` where that is possible."""
+    return -(-count // -(-count // max(1, most)))
+
+
+def _turns(active: Tensor, copies: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Distribute pairs of sample and filter over passes, in each of which every sample has some copies.
+
+    Args:
+        active: Which filter of which sample is to be carried back (n, k).
+        copies: Rows of a sample in a pass; row i belongs to the sample i // copies.
+
+    Yields:
+        Rows, samples and filters of the pairs of one pass.
+    """
+    samples, filters = active.nonzero(as_tuple=True)
+    ranks = active.cumsum(1)[samples, filters] - 1
+    rows = samples * copies + ranks % copies
+    for turn in range(0, int(active.sum(1).max()), copies):
+        now = (ranks >= turn) & (ranks < turn + copies)
+        yield rows[now], samples[now], filters[now]
+
+
+def _pieces(
+    model: nn.Module,
+    probe: _Probe,
+    x: Tensor,
+    layers: Mapping[str, bool],
+    filters: Sequence[int] | None,
+    chunk: int | None,
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Yield what `guided_batches` does, of a prepared model."""
+    if chunk is not None and chunk < 1:
+        raise ScanError(f"chunk={chunk} is not possible; at least 1 pair of sample and filter has to be carried back")
+    names = list(layers)
+    chosen = {}
+    for name, count in probe.filters.items():
+        indices = list(range(count)) if filters is None else [int(index) for index in filters]
+        if not indices:
+            raise ScanError(f"no image was asked for: no filters of {name!r}")
+        if any(not 0 <= index < count for index in indices):
+            raise ScanError(f"filters {indices} were asked of {name!r}, which has the filters 0 to {count - 1}")
+        chosen[name] = torch.tensor(indices, device=x.device)
+    pairs = probe.pairs if chunk is None else chunk
+    widest = max(len(indices) for indices in chosen.values())
+    together = _evenly(len(x), pairs // min(widest, COPIES))
+    copies = _evenly(widest, pairs // together)
+    for first in range(0, len(x), together):
+        source = _source(x[first : first + together].repeat_interleave(copies, 0))
+        with torch.enable_grad(), _GuidedReLUs(), capture(model, names) as outputs, _counted(model, names, probe.calls):
+            model(source.clone())
+        for name, rectified in layers.items():
+            values = outputs[name].detach()
+            # the gradient of sum_ij relu(f_ij); written so that it is 1 where f is not a number, as torch's own is
+            opened = ~(values <= 0) if rectified else torch.ones_like(values, dtype=torch.bool)
+            active = opened[::copies].reshape(len(values) // copies, values.shape[1], -1).any(2)
+            for rows, samples, positions in _turns(active[:, chosen[name]], copies):
+                own = torch.zeros(len(values), dtype=torch.long, device=x.device)
+                own[rows] = chosen[name][positions]
+                maps = torch.zeros_like(values[:, 0])
+                maps[rows] = opened[rows, own[rows]].to(maps.dtype)
+                yield name, first + samples, positions, _carried_back(source, outputs[name], maps, own)[rows]
 
 
 def guided_batches(
     model: nn.Module,
     x: Tensor,
-    layer: str | nn.Module,
+    layers: Mapping[str, bool],
     filters: Sequence[int] | None = None,
     *,
-    rectify: bool = True,
-    chunk: int = 64,
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield the images of `guided_backpropagation` piece by piece, for layers whose images together are too large.
+    chunk: int | None = None,
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Yield the images of `guided_backpropagation` of several layers piece by piece, where all would be too large.
 
     Args:
         model: See `guided_backpropagation`, as for the other arguments.
         x: Inputs (N, C, H, W).
-        layer: The layer.
-        filters: Filters to compute.
-        rectify: Whether a ReLU follows the layer.
-        chunk: Pairs of sample and filter in one piece.
+        layers: Names of layers, each with whether a ReLU follows it.
+        filters: Filters to compute of every layer.
+        chunk: Pairs of sample and filter in one piece, at most.
 
     Yields:
-        Samples (a slice of x), filters (a slice of `filters`) and their images (n, k, C, H, W).
+        A layer, samples (n,), positions in `filters` (n,), and the images (n, C, H, W) of these pairs. Pairs whose
+        filter is not active are left out: their images are zero.
     """
-    if chunk < 1:
-        raise ScanError(f"chunk={chunk} is not possible; at least 1 pair of sample and filter has to be carried back")
-    name = resolve_layer(model, layer)
     prepared = prepare(model)
-    samples = max(1, min(len(x), chunk))
-    step = max(1, chunk // samples)
-    for first in range(0, len(x), samples):
-        part = x[first : first + samples]
-        source, outputs, _ = _guided_forward(prepared, part, [name])
-        if name not in outputs:
-            raise ScanError(f"the layer {name!r} is not used in the forward pass; choose one that is")
-        values = outputs[name]
-        chosen = list(range(values.shape[1])) if filters is None else [int(index) for index in filters]
-        if any(not 0 <= index < values.shape[1] for index in chosen):
-            raise ScanError(
-                f"filters {chosen} were asked of {name!r}, which has the filters 0 to {values.shape[1] - 1}"
-            )
-        with torch.enable_grad():
-            maps = torch.relu(values) if rectify else values
-            totals = maps.transpose(0, 1).flatten(1).sum(1)  # over samples too: each depends on its own input only
-        for start in range(0, len(chosen), step):
-            images = _batched_gradients(totals, source, chosen[start : start + step])
-            yield slice(first, first + len(part)), slice(start, start + images.shape[1]), images
+    yield from _pieces(prepared, _probe(prepared, x, list(layers)), x, layers, filters, chunk)
 
 
 def guided_backpropagation(
@@ -220,7 +410,7 @@ def guided_backpropagation(
     filters: Sequence[int] | None = None,
     *,
     rectify: bool = True,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Tensor:
     """Return the guided-backpropagation images of a layer's filters.
 
@@ -233,24 +423,26 @@ def guided_backpropagation(
         layer: The layer whose output is the value before the ReLU, by name or module; (N, K, h, w) or (N, K).
         filters: Filters to compute, in this order; None for all K.
         rectify: Whether a ReLU follows the layer. False for class scores: the sum of the raw output is carried back.
-        chunk: Pairs of sample and filter carried back in one call; it bounds the memory.
+        chunk: Pairs of sample and filter carried back in one pass, at most; it bounds the memory. None for as many as
+            are fast with a network of this size.
 
     Returns:
         Images (N, K, C, H, W) in units of activation per unit of input; zero where a filter is not active.
 
     Raises:
         LayerError: The model has no such layer.
-        ModelError: The model has activations other than ReLU, or a ReLU that cannot be intercepted.
+        ModelError: The model has activations other than ReLU, or a ReLU that cannot be intercepted, or its samples
+            influence each other.
         ScanError: x has another shape, or a filter does not exist.
 
     Source: Springenberg et al. 2015; Wang Xinyuan, bachelor's thesis, ch. 3.3, eq. 3-2.
     """
-    rows: dict[int, list[Tensor]] = {}
-    for samples, _, images in guided_batches(model, x, layer, filters, rectify=rectify, chunk=chunk):
-        rows.setdefault(samples.start, []).append(images)
-    if not rows:
-        raise ScanError(f"no image was asked for: {len(x)} samples, filters {filters}")
-    return torch.cat([torch.cat(parts, dim=1) for parts in rows.values()])
+    name, prepared = resolve_layer(model, layer), prepare(model)
+    probe = _probe(prepared, x, [name])
+    images = x.new_zeros((len(x), probe.filters[name] if filters is None else len(filters), *x.shape[1:]))
+    for _, samples, positions, part in _pieces(prepared, probe, x, {name: rectify}, filters, chunk):
+        images[samples, positions] = part
+    return images
 
 
 def guided_scores(model: nn.Module, x: Tensor, units: Sequence[int]) -> Tensor:
@@ -272,12 +464,18 @@ def guided_scores(model: nn.Module, x: Tensor, units: Sequence[int]) -> Tensor:
     """
     if len(units) != len(x):
         raise ScanError(f"{len(units)} output units were given for {len(x)} inputs; one per input is needed")
-    source, _, scores = _guided_forward(prepare(model), x, [])
-    if scores.ndim != 2 or not all(0 <= unit < scores.shape[1] for unit in units):
+    prepared = prepare(model)
+    probe = _probe(prepared, x, [])
+    if not all(0 <= unit < probe.scores.shape[1] for unit in units):
         raise ModelError(
-            f"the model's output has the shape {tuple(scores.shape)}, but the class scores {min(units)} to "
-            f"{max(units)} of each input were asked for"
+            f"the model's output has the shape {(len(x), *probe.scores.shape[1:])}, but the class scores {min(units)} "
+            f"to {max(units)} of each input were asked for"
         )
-    with torch.enable_grad():
-        totals = scores[torch.arange(len(x)), list(units)].sum(0, keepdim=True)
-    return _batched_gradients(totals, source, [0])[:, 0]
+    images = torch.empty_like(x)
+    for first in range(0, len(x), probe.pairs):
+        source = _source(x[first : first + probe.pairs])
+        with torch.enable_grad(), _GuidedReLUs():
+            scores = logits(prepared(source.clone()))
+            own = scores[torch.arange(len(scores)), list(units[first : first + probe.pairs])]
+            (images[first : first + probe.pairs],) = torch.autograd.grad(own.sum(), source)
+    return images

@@ -35,12 +35,15 @@ def cosine(references: Tensor, images: Tensor) -> Tensor:
     return (products / torch.where(norms == 0, 1, norms)).clamp(-1, 1)  # rounding may exceed 1
 
 
-def _scores_layers(model: nn.Module, x: Tensor, layers: Sequence[str]) -> list[str]:
-    """Return the layers whose output is the model's class scores: no ReLU follows them."""
+def _layers_of(model: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[dict[str, int], dict[str, bool]]:
+    """Return each layer's number of filters, and whether a ReLU follows it: not if it gives the class scores."""
     prepared = prepare(model)
     with torch.no_grad(), capture(prepared, layers) as outputs:
         scores = logits(prepared(x.clone()))
-    return [layer for layer, output in outputs.items() if torch.equal(output, scores)]
+    return (
+        {layer: output.shape[1] for layer, output in outputs.items()},
+        {layer: layer not in outputs or not torch.equal(outputs[layer], scores) for layer in layers},
+    )
 
 
 def _values(
@@ -54,21 +57,24 @@ def _values(
         raise DataError("an empty list of layers was given; name at least one, or give none for the default ones")
     chosen = neuron_layers(model, x) if layers is None else [resolve_layer(model, layer) for layer in layers]
     references = {method: x if method == 1 else guided_scores(model, x, range(len(x))) for method in methods}
-    unrectified = _scores_layers(model, x[:1], chosen)
+    filters, rectified = _layers_of(model, x[:1], chosen)
+    values = {  # zero for what is left out below: a filter that is not active has a zero image
+        layer: torch.zeros((len(methods), len(x), count), dtype=torch.float64, device=x.device)
+        for layer, count in filters.items()
+    }
+    for layer, samples, positions, images in guided_batches(model, x, rectified):
+        for row, reference in enumerate(references.values()):
+            cosines = cosine(reference[samples], images[:, None])[:, 0]
+            if not bool(torch.isfinite(cosines).all()):
+                raise ModelError(f"the images of layer {layer!r} are not finite; check the weights and the averages")
+            values[layer][row, samples, positions] = cosines
     parts = []
     for depth, layer in enumerate(chosen):
-        for samples, filters, images in guided_batches(model, x, layer, rectify=layer not in unrectified):
-            index = pd.MultiIndex.from_product(
-                [range(samples.start, samples.stop), range(filters.start, filters.stop)], names=["class", "filter"]
-            )
-            for method, reference in references.items():
-                values = cosine(reference[samples], images)
-                if not bool(torch.isfinite(values).all()):
-                    raise ModelError(
-                        f"the images of layer {layer!r} are not finite; check the weights and the averages"
-                    )
-                part = pd.DataFrame({"similarity": values.flatten().cpu().numpy()}, index=index).reset_index()
-                parts.append(part.assign(method=method, layer=layer, depth=depth))
+        index = pd.MultiIndex.from_product(
+            [methods, range(len(x)), range(filters[layer])], names=["method", "class", "filter"]
+        )
+        part = pd.DataFrame({"similarity": values[layer].flatten().cpu().numpy()}, index=index).reset_index()
+        parts.append(part.assign(layer=layer, depth=depth))
     frame = pd.concat(parts, ignore_index=True)[["method", "class", "layer", "depth", "filter", "similarity"]]
     return frame.sort_values(["method", "class", "depth", "filter"], ignore_index=True)
 

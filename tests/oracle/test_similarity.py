@@ -124,6 +124,99 @@ def test_images_of_the_zoo_equal_captum(source):
     torch.testing.assert_close(guided_scores(model, x, [7, 2]), peer, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU")
+@pytest.mark.parametrize(
+    ("source", "options", "layer", "after"),
+    [
+        ("lenet5", {}, "features.3", "features.4"),
+        ("simple_cnn", {}, "features.6", "features.7"),
+        ("alexnet", {"size": 16}, "features.8", "features.9"),
+        ("vgg11", {"size": 16}, "features.3", "features.4"),
+        ("resnet18", {"size": 8}, "features.3.bn1", "features.3.relu1"),  # not a convolution
+        ("lenet5", {}, "head.1", "head.2"),  # a linear layer
+    ],
+)
+def test_filters_of_the_zoo_equal_captum(source, options, layer, after):
+    torch.manual_seed(1)
+    model = build_model(source, {"in_channels": 1, **options}).double().eval()
+    x = torch.rand(2, 1, options.get("size", 32), options.get("size", 32), dtype=torch.float64)
+    images = guided_backpropagation(model, x, layer)
+    for k in range(0, images.shape[1], 5):
+        peer = NeuronGuidedBackprop(model, model.get_submodule(after)).attribute(
+            x.clone().requires_grad_(), lambda maps, k=k: maps[:, k].flatten(1).sum(1) if maps.ndim > 2 else maps[:, k]
+        )
+        torch.testing.assert_close(images[:, k], peer, rtol=1e-9, atol=1e-14)
+    assert (images.flatten(2).abs().amax(2) > 0).double().mean() > 0.3
+
+
+class Twice(nn.Module):
+    """A convolution applied to its own output."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.inner(nn.functional.relu(self.inner(x)))
+
+
+CONVOLUTIONS = {
+    "plain": lambda: nn.Conv2d(4, 6, 3),
+    "one by one": lambda: nn.Conv2d(4, 6, 1),
+    "padded": lambda: nn.Conv2d(4, 6, 3, padding=(2, 1)),
+    "padded more than the kernel": lambda: nn.Conv2d(4, 6, 2, padding=3),
+    "strided": lambda: nn.Conv2d(4, 6, 3, stride=2),
+    "strided past its kernel": lambda: nn.Conv2d(4, 6, 2, stride=(3, 4)),
+    "strided and padded": lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 3), padding=(1, 0), bias=False),
+    "dilated": lambda: nn.Conv2d(4, 6, (2, 3), dilation=(3, 2), padding=(0, 2)),
+    "all at once": lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 3), padding=(2, 1), dilation=(2, 3)),
+    "same": lambda: nn.Conv2d(4, 6, 4, padding="same"),
+    "circular": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+    "grouped": lambda: nn.Conv2d(4, 6, 3, groups=2),
+    "transposed": lambda: nn.ConvTranspose2d(4, 6, 3, stride=2),
+    "twice": Twice,
+    "normalised": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("rectify", [True, False])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_every_kind_of_convolution_equals_filter_by_filter(kind, rectify):
+    torch.manual_seed(2)
+    first, layer = nn.Conv2d(2, 4, 3).double(), CONVOLUTIONS[kind]().double().eval()
+    net = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d((2, 1)), layer, nn.Flatten(), nn.LazyLinear(3).double())
+    x = torch.randn(3, 2, 14, 13, dtype=torch.float64)
+    net(x)
+    images = guided_backpropagation(net, x, "3", rectify=rectify)
+
+    def relu(values):
+        result = torch.relu(values)
+        result.register_hook(lambda gradient: gradient * (gradient > 0))
+        return result
+
+    for sample, image in enumerate(x):
+        source = image[None].clone().requires_grad_()
+        values = nn.functional.max_pool2d(relu(first(source)), (2, 1))
+        values = layer.inner(relu(layer.inner(values))) if kind == "twice" else layer(values)
+        maps = torch.relu(values) if rectify else values
+        for k in range(maps.shape[1]):
+            (gradient,) = torch.autograd.grad(maps[:, k].sum(), source, retain_graph=True)
+            torch.testing.assert_close(images[sample, k], gradient[0], rtol=0, atol=1e-12)
+    assert images.any()
+
+
+def test_single_precision_is_close_to_double():
+    torch.manual_seed(0)
+    model = build_model("vgg11", {"size": 16}).eval()
+    x = torch.rand(2, 3, 16, 16)
+    for layer in ("features.0", "features.8"):
+        images = guided_backpropagation(model, x, layer)
+        exact = guided_backpropagation(model.double(), x.double(), layer)
+        model.float()
+        assert (images - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
 def test_images_without_relu_are_gradients(x):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.AvgPool2d(2), nn.Conv2d(3, 4, 2)).double()

@@ -1,6 +1,6 @@
 """nnscan.backprop: every form of ReLU, refusals, and a model that leaves unchanged."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
+from nnscan import backprop
 from nnscan.backprop import guided_backpropagation, guided_batches, guided_scores
 from nnscan.errors import LayerError, ModelError, ScanError
 
@@ -171,6 +172,29 @@ def test_refusal_names_the_modules_that_are_in_the_way(x):
         guided_backpropagation(Net(nn.GELU(), nn.GELU()), x, "conv2")
 
 
+@pytest.mark.parametrize(
+    "mixing", [lambda x: x - x.mean(0), lambda x: x * x.mean(), nn.BatchNorm2d(4, track_running_stats=False).double()]
+)
+def test_samples_that_influence_each_other_are_refused(mixing, x):
+    with pytest.raises(ModelError, match="samples of a batch influence each other"):
+        guided_backpropagation(Net(lambda values: F.relu(mixing(values)), F.relu), x, "conv2")
+    with pytest.raises(ModelError, match="samples of a batch influence each other"):
+        guided_scores(Net(lambda values: F.relu(mixing(values)), F.relu), x, [0, 1, 2])
+
+
+@pytest.mark.parametrize("shape", [lambda scores: scores.T, lambda scores: scores.sum(), lambda scores: scores[None]])
+def test_layers_of_networks_without_one_row_of_scores_per_sample(shape, x, modules):
+    class Shaped(Net):
+        def forward(self, x):
+            return shape(super().forward(x))
+
+    net = Shaped(F.relu, F.relu)
+    torch.testing.assert_close(guided_backpropagation(net, x, "conv2"), guided_backpropagation(modules, x, "conv2"))
+    if shape(torch.zeros(2, 3)).ndim != 2:
+        with pytest.raises(ModelError, match="class score"):
+            guided_scores(net, x, [0, 1, 2])
+
+
 def test_inactive_filter_has_a_zero_image(x, modules):
     with torch.no_grad():
         modules.conv2.bias[3] = -100
@@ -192,8 +216,129 @@ def test_class_scores_are_carried_back_whatever_their_sign(x, modules):
 def test_chunks_do_not_change_the_images(chunk, x, modules):
     expected = guided_backpropagation(modules, x, "conv2")
     torch.testing.assert_close(guided_backpropagation(modules, x, "conv2", chunk=chunk), expected)
-    largest = max(len(images) * images.shape[1] for *_, images in guided_batches(modules, x, "conv2", chunk=chunk))
+    largest = max(len(images) for *_, images in guided_batches(modules, x, {"conv2": True}, chunk=chunk))
     assert largest <= chunk
+
+
+@pytest.mark.parametrize("size", [1, 5000, 20000, 10**9])
+@pytest.mark.parametrize("copies", [1, 3, 16])
+def test_size_of_a_pass_does_not_change_the_images(size, copies, x, modules, monkeypatch):
+    expected = {layer: guided_backpropagation(modules, x, layer) for layer in ("conv1", "conv2")}
+    scores = guided_scores(modules, x, [2, 0, 1])
+    monkeypatch.setattr(backprop, "PASS_BYTES", size)
+    monkeypatch.setattr(backprop, "COPIES", copies)
+    with batches(modules) as sizes:
+        for layer, images in expected.items():
+            torch.testing.assert_close(guided_backpropagation(modules, x, layer), images)
+        torch.testing.assert_close(guided_scores(modules, x, [2, 0, 1]), scores)
+    largest = 4 * 8 * 8 * 8  # bytes of conv1's output
+    assert max(sizes) <= max(2, size // largest)
+    if (size, copies) == (20000, 3):
+        assert max(sizes) == size // largest == 9
+    monkeypatch.setattr(backprop, "PASS_PAIRS", 2)
+    with batches(modules) as sizes:
+        torch.testing.assert_close(guided_backpropagation(modules, x, "conv2"), expected["conv2"])
+    assert max(sizes) <= 2
+
+
+@contextmanager
+def batches(model, layer="conv1"):
+    """Collect the batch sizes with which a layer is called, in copies of the model too."""
+    sizes = []
+    handle = model.get_submodule(layer).register_forward_hook(Noting(sizes))
+    yield sizes
+    handle.remove()
+
+
+class Noting:
+    """A hook that a copied model shares with its original."""
+
+    def __init__(self, sizes):
+        self.sizes = sizes
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __call__(self, module, args, output):
+        self.sizes.append(len(output))
+
+
+def test_layers_together_equal_each_alone(x, modules):
+    layers = {"conv2": True, "linear": False, "conv1": True}
+    expected = {name: guided_backpropagation(modules, x, name, rectify=layers[name]) for name in layers}
+    with batches(modules) as sizes:
+        found = {name: torch.full_like(images, torch.nan) for name, images in expected.items()}
+        for name, samples, filters, images in guided_batches(modules, x, layers):
+            assert found[name][samples, filters].isnan().all()  # no image is computed twice
+            found[name][samples, filters] = images
+    assert sizes == [2, 15]  # one pass to look at the network, one for all images
+    for name, images in found.items():
+        left_out = images.isnan().flatten(2).all(2)
+        assert not expected[name][left_out].any()
+        torch.testing.assert_close(images[~left_out], expected[name][~left_out])
+
+
+def test_filters_that_are_not_active_are_left_out(x, modules):
+    with torch.no_grad():
+        modules.conv2.bias[[1, 3]] = -100
+    taken = torch.cat([filters for _, _, filters, _ in guided_batches(modules, x, {"conv2": True})])
+    assert sorted(set(taken.tolist())) == [0, 2, 4]
+    assert not list(guided_batches(modules, x, {"conv2": True}, [3, 1]))
+    assert not guided_backpropagation(modules, x, "conv2", [3, 1]).any()
+    assert len(list(guided_batches(modules, x, {"conv2": False}, [3, 1]))) == 1
+
+
+def test_samples_differ_in_how_many_filters_are_active(x, modules, monkeypatch):
+    monkeypatch.setattr(backprop, "COPIES", 2)
+    monkeypatch.setattr(backprop, "PASS_PAIRS", 6)  # all three samples in each pass
+    x = x * torch.tensor([0.05, 1, 4]).view(3, 1, 1, 1)
+    with torch.no_grad():
+        modules.conv2.bias.copy_(0.1 - torch.arange(5) / 5)
+    images = guided_backpropagation(modules, x, "conv2")
+    assert images.flatten(2).any(2).sum(1).tolist() == [1, 3, 4]
+    for sample, image in enumerate(x):
+        for k in range(5):
+            alone = guided_backpropagation(modules, image[None], "conv2", [k])[0, 0]
+            torch.testing.assert_close(images[sample, k], alone)
+
+
+def test_network_is_run_no_further_than_needed(x, modules):
+    with batches(modules, "conv2") as sizes:
+        guided_backpropagation(modules, x, "conv1")
+    assert sizes == [2]  # to see that the rule is defined for the whole network
+    with batches(modules, "linear") as sizes:
+        list(guided_batches(modules, x, {"conv2": True, "conv1": True}))
+    assert sizes == [2]
+
+
+def test_network_may_catch_every_error(x, modules):
+    class Catching(Net):
+        def forward(self, x):
+            try:
+                return super().forward(x)
+            except Exception:
+                return None
+
+    torch.testing.assert_close(
+        guided_backpropagation(Catching(F.relu, F.relu), x, "conv1"), guided_backpropagation(modules, x, "conv1")
+    )
+
+
+def test_nothing_is_left_switched_on_between_pieces(x, modules):
+    before = snapshot(modules)
+    with torch.no_grad():
+        for _ in guided_batches(modules, x, {"conv1": True, "conv2": True}, chunk=2):
+            assert not torch.is_grad_enabled()
+            assert not _get_current_function_mode_stack()
+            assert snapshot(modules) == before
+            break
+    assert snapshot(modules) == before
+
+
+def test_output_changed_in_place_after_a_relu(x, modules):
+    added = Net(lambda x: F.relu(x).add_(1), lambda x: F.relu(x).mul_(1))
+    plain = Net(lambda x: F.relu(x) + 1, F.relu)
+    torch.testing.assert_close(guided_backpropagation(added, x, "conv2"), guided_backpropagation(plain, x, "conv2"))
 
 
 def test_samples_do_not_influence_each_other(x, modules):
@@ -276,6 +421,8 @@ def test_wrong_requests_are_named(x, modules):
         guided_backpropagation(modules, x, "conv2", filters=[5])
     with pytest.raises(ScanError, match="no image"):
         guided_backpropagation(modules, x, "conv2", filters=[])
+    with pytest.raises(ScanError, match=r"tensor \(N, C, H, W\), got \(0, 1, 8, 8\)"):
+        guided_backpropagation(modules, x[:0], "conv2")
     with pytest.raises(ScanError, match="chunk=0"):
         guided_backpropagation(modules, x, "conv2", chunk=0)
     with pytest.raises(ScanError, match="floating-point"):
@@ -290,5 +437,7 @@ def test_layers_outside_the_forward_pass_or_the_graph_are_named(x, modules):
     modules.spare = nn.Conv2d(1, 1, 1)
     with pytest.raises(ScanError, match="'spare' is not used"):
         guided_backpropagation(modules, x, "spare")
-    with pytest.raises(ModelError, match="does not depend on the input"):
-        guided_backpropagation(Net(torch.Tensor.detach, nn.ReLU()), x, "conv2")
+    detached = Net(torch.Tensor.detach, nn.ReLU())
+    for request in (lambda: guided_backpropagation(detached, x, "conv2"), lambda: guided_scores(detached, x, [0] * 3)):
+        with pytest.raises(ModelError, match="does not depend on the input"):
+            request()

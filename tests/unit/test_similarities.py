@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from nnscan import backprop
 from nnscan import similarities as module
-from nnscan.errors import ConfigurationError, DataError, LayerError, ModelError
+from nnscan.errors import ConfigurationError, DataError, LayerError, ModelError, ScanError
 from nnscan.models import build_model
 from nnscan.similarities import cosine, filter_similarity, layer_curves, similarities, similarity
 
@@ -105,10 +106,10 @@ def test_class_scores_are_not_rectified(averages):
 def test_both_methods_together_equal_each_alone(model, averages, monkeypatch):
     calls = []
     original = module.guided_batches
-    monkeypatch.setattr(module, "guided_batches", lambda *a, **k: calls.append(a[2]) or original(*a, **k))
+    monkeypatch.setattr(module, "guided_batches", lambda *a, **k: calls.append(list(a[2])) or original(*a, **k))
     other = averages.flip(0)
     together = similarities(model, {"simple": averages, "least": other, "ascended": averages}, layers=["features.0"])
-    assert calls == ["features.0", "features.0"]  # once per kind, for both methods
+    assert calls == [["features.0"], ["features.0"]]  # once per kind, for both methods
     assert list(together.columns) == ["average", "method", "class", "layer", "depth", "filter", "similarity"]
     assert list(together["average"].unique()) == ["simple", "least"]
     for kind, images in (("simple", averages), ("least", other)):
@@ -116,6 +117,24 @@ def test_both_methods_together_equal_each_alone(model, averages, monkeypatch):
             part = together[(together["average"] == kind) & (together["method"] == method)]
             alone = similarity(model, images, ["features.0"], method)
             pd.testing.assert_frame_equal(part[alone.columns].reset_index(drop=True), alone)
+
+
+def test_pieces_do_not_change_the_values(model, averages, monkeypatch):
+    whole = similarities(model, {"simple": averages})
+    monkeypatch.setattr(backprop, "PASS_BYTES", 1)  # one pair of sample and filter in a pass
+    pd.testing.assert_frame_equal(similarities(model, {"simple": averages}), whole, rtol=0, atol=1e-13)
+
+
+def test_layer_asked_for_twice_is_computed_once(model, averages, monkeypatch):
+    calls = []
+    original = module.guided_batches
+    monkeypatch.setattr(module, "guided_batches", lambda *a, **k: calls.append(list(a[2])) or original(*a, **k))
+    frame = similarities(model, {"simple": averages}, ["features.3", "features.0", "features.3"])
+    assert calls == [["features.3", "features.0"]]
+    first, _, last = (frame[frame["depth"] == depth] for depth in range(3))
+    pd.testing.assert_frame_equal(
+        first.drop(columns="depth").reset_index(drop=True), last.drop(columns="depth").reset_index(drop=True)
+    )
 
 
 def test_depth_follows_the_layers(model, averages):
@@ -169,5 +188,12 @@ def test_wrong_requests_are_named(model, averages):
 def test_weights_that_are_not_finite_are_an_error(model, averages):
     with torch.no_grad():
         model.features[0].weight[0] = torch.nan
-    with pytest.raises(ModelError, match="not finite"):
-        similarity(model, averages)
+    for layers in (None, ["features.0"], ["features.6"]):
+        with pytest.raises(ModelError, match="not finite"):
+            similarity(model, averages, layers)
+
+
+def test_layer_that_is_not_used_is_named(model, averages):
+    model.spare = nn.Conv2d(1, 1, 1).double()
+    with pytest.raises(ScanError, match="'spare' is not used"):
+        similarity(model, averages, ["features.0", "spare"])
