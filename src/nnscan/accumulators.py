@@ -217,32 +217,40 @@ class LayerSums:
                 tiles.append((rows, values[rows], weights))
         return tiles
 
-    def extremes(self) -> None:
-        """Take the signed sums, the largest and the smallest size from the planes."""
-        pixels = self.weights.shape[1] - 1
-        for rows, values, weights in self._tiles():
-            self.signed[rows] += weights[:, ONE:] @ values
-            size = values.abs()
-            self.maximum[rows] = torch.maximum(self.maximum[rows], size.amax(1, keepdim=True))
-            if self.planes_used < pixels and self.alone:
-                continue  # some pixel reaches no place of this tile: the smallest size is zero
-            present = weights[:, ONE, :, None] > 0
-            if not present.all():
-                size.masked_fill_(~present, torch.inf)
-            self.minimum[rows] = torch.minimum(self.minimum[rows], size.amin(1, keepdim=True))
-            self.reached[rows] += present.sum(1, keepdim=True)
+    def take(self, extremes: bool, sums: bool) -> None:
+        """Take sums over the planes.
 
-    def sums(self) -> None:
-        """Take the sums of sizes and supports from the planes; the largest sizes must be known."""
-        regions = slice(0, 2 if self.regions else 1)
+        Args:
+            extremes: Take the signed sums, the largest and the smallest size.
+            sums: Take the sums of sizes and supports, for which the largest sizes of all planes must be known: those
+                of other calls, or of this one.
+        """
         for rows, values, weights in self._tiles():
             size = values.abs()
-            support = size > SUPPORT * self.maximum[rows]
-            self.on_support[rows] += weights[:, self.used] @ support.to(size.dtype)
-            self.total[rows] += weights[:, regions] @ size
-            self.square[rows] += weights[:, regions] @ size.square()
-            size.masked_fill_(~support, 0)
-            self.cross[rows] += weights[:, 2 : 2 + regions.stop] @ size
+            if extremes:
+                self.signed[rows] += weights[:, ONE:] @ values
+                self.maximum[rows] = torch.maximum(self.maximum[rows], size.amax(1, keepdim=True))
+                self._smallest(rows, size, weights)
+            if sums:
+                self._sums(rows, size, weights)
+
+    def _smallest(self, rows: slice, size: Tensor, weights: Tensor) -> None:
+        if self.alone and self.planes_used < self.weights.shape[1] - 1:
+            return  # some pixel reaches no place of this tile: the smallest size is zero
+        present = weights[:, ONE, :, None] > 0
+        if not present.all():
+            size = size.masked_fill(~present, torch.inf)
+        self.minimum[rows] = torch.minimum(self.minimum[rows], size.amin(1, keepdim=True))
+        self.reached[rows] += present.sum(1, keepdim=True)
+
+    def _sums(self, rows: slice, size: Tensor, weights: Tensor) -> None:
+        regions = slice(0, 2 if self.regions else 1)
+        # a comparison that writes numbers is several times faster than one that writes booleans to be converted
+        support = torch.gt(size, SUPPORT * self.maximum[rows], out=torch.empty_like(size))
+        self.on_support[rows] += weights[:, self.used] @ support
+        self.total[rows] += weights[:, regions] @ size
+        self.cross[rows] += weights[:, 2 : 2 + regions.stop] @ support.mul_(size)
+        self.square[rows] += weights[:, regions] @ size.square_()
 
     def leave(self) -> None:
         """Give the planes' memory back."""

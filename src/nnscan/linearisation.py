@@ -37,7 +37,15 @@ _POINTWISE = frozenset(
 """Functions of each value alone; their factor is the derivative at the value."""
 
 _NORMALISATIONS = frozenset((aten.native_batch_norm, aten.cudnn_batch_norm, aten._native_batch_norm_legit_no_training))
-_SAME = frozenset((aten.detach, aten.alias, aten.clone, aten.lift_fresh))
+_SAME = frozenset((aten.alias, aten.clone, aten.lift_fresh))
+_CONSTANT = frozenset(
+    (
+        *(aten.detach, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like),
+        *(aten.randn_like, aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.new_empty_strided),
+    )
+)
+"""Operations that pass no derivative on."""
+
 _RESHAPES = frozenset((aten.view, aten._unsafe_view, aten._reshape_alias, aten.unsqueeze, aten.squeeze))
 _REORDERS = frozenset((aten.permute, aten.transpose, aten.slice, aten.select))
 _SPLITS = frozenset((aten.split, aten.split_with_sizes))
@@ -150,6 +158,7 @@ class _Factor(Rule):
 
     def ready(self) -> None:
         factors = self.value()
+        del self.value  # and with it what the factors were computed from
         rows, columns, channels = _extents(factors.shape)
         self.rows = map_rows(factors.reshape(len(factors), channels, rows, columns))
 
@@ -204,8 +213,9 @@ class _MaxPool(Rule):
                 (starts - self.filters[axis].padding).view(-1, 1) if axis == 0 else starts - self.filters[axis].padding
             )
             taps.append((places - starts) // self.dilation[axis])
+        del self.indices
         number = taps[0] * self.kernel[1] + taps[1] + 1
-        self.winners = map_rows(number.to(torch.uint8 if self.kernel[0] * self.kernel[1] < 256 else torch.int32))
+        self.winners = map_rows(number.to(torch.float32))
 
     def grid(self, *grids: Grid) -> Grid:
         return grids[0].after(grids[0].through(self.filters, *self.extents), *self.extents)
@@ -228,7 +238,9 @@ class _MaxPool(Rule):
                 y : y + row_stride * (height - 1) + 1 : row_stride,
                 x : x + column_stride * (width - 1) + 1 : column_stride,
             ]
-            torch.where(winners == tap + 1, taken.reshape(target.shape), target, out=target)
+            # a comparison that writes numbers is several times faster than one that writes booleans
+            won = torch.eq(winners, tap + 1, out=torch.empty_like(winners)).to(data.dtype)
+            target.addcmul_(taken.reshape(target.shape), won)
         return result
 
 
@@ -291,7 +303,7 @@ class _Sum(Rule):
 
 @dataclass
 class _Product(Rule):
-    """The product of two maps that both depend on the input: x dy + y dx, on whole maps."""
+    """The product of maps of two shapes that both depend on the input, as of a gate: x dy + y dx, on whole maps."""
 
     values: tuple[Cell, Cell]
     shape: Sequence[int]
@@ -402,26 +414,40 @@ class _Derivative(Rule):
     """Any other operation: torch's forward-mode derivative, on whole maps.
 
     Attributes:
+        name: The operation's name.
         function: The operation as a function of the tensors that depend on the input.
         values: These tensors.
         shape: Shape of the result.
     """
 
+    name: str
     function: Callable[..., Tensor]
     values: tuple[Cell, ...]
     shape: Sequence[int]
+
+    def ready(self) -> None:
+        try:
+            self._derivative([torch.zeros_like(cell.value)[None] for cell in self.values])
+        except RuntimeError as error:
+            raise LinearisationError(f"torch has no forward-mode derivative of {self.name}: {error}") from error
 
     def grid(self, *grids: Grid) -> Grid:
         return grids[0].on_map(*_extents(self.shape)[:2])
 
     def push(self, *windows: Windows) -> Windows:
-        samples = windows[0].grid.samples
-        primals = tuple(cell.value.to(windows[0].data.dtype) for cell in self.values)
+        samples, dtype = windows[0].grid.samples, windows[0].data.dtype
         tangents = [
-            _maps(source, primal.shape).view(-1, *primal.shape) for source, primal in zip(windows, primals, strict=True)
+            _maps(source, cell.value.shape).reshape(-1, *cell.value.shape).to(cell.value.dtype)
+            for source, cell in zip(windows, self.values, strict=True)
         ]
-        pushed = torch.func.vmap(lambda *given: torch.func.jvp(self.function, primals, given)[1])(*tangents)
-        return _from_maps(pushed.reshape(-1, *pushed.shape[2:]), samples)
+        pushed = self._derivative(tangents)
+        return _from_maps(pushed.reshape(-1, *pushed.shape[2:]).to(dtype), samples)
+
+    def _derivative(self, tangents: Sequence[Tensor]) -> Tensor:
+        """Return the derivatives (n, S, ...) in directions (n, S, ...), one for each tensor."""
+        primals = tuple(cell.value.contiguous() for cell in self.values)  # not views that repeat one number
+        along: Tensor = torch.func.vmap(lambda *given: torch.func.jvp(self.function, primals, given)[1])(*tangents)
+        return along
 
 
 @dataclass
@@ -460,14 +486,29 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the cell that keeps a watched tensor's present value."""
         return self.cells.setdefault(id(value), Cell(value))
 
+    def node(self, shape: Sequence[int], rule: Rule, *sources: int) -> int:
+        """Write down an operation, or a part of one, with the shape of its value (S, ...)."""
+        self.nodes.append(Node(rule, sources, tuple(shape)))
+        return len(self.nodes) - 1
+
     def add(self, value: Tensor, rule: Rule, *sources: int) -> None:
         """Write down the operation that gave a tensor."""
-        self.nodes.append(Node(rule, sources, tuple(value.shape)))
-        self.watch(value, len(self.nodes) - 1)
+        self.watch(value, self.node(value.shape, rule, *sources))
+
+    def add_whole(self, name: str, value: Tensor, rule: Rule, *sources: int) -> None:
+        """Write down an operation that takes whole maps; listed where these have several places."""
+        several = [_extents(shape)[:2] != (1, 1) for shape in (value.shape, *(self.nodes[s].shape for s in sources))]
+        if several[0] and any(several[1:]):
+            self.whole_maps.append((name, len(self.nodes)))
+        self.add(value, rule, *sources)
 
     def watch(self, value: Tensor, place: int) -> None:
         """Remember which node a tensor belongs to."""
         self.places[id(value)] = place
+        self.keep(value)
+
+    def keep(self, value: Tensor) -> None:
+        """Keep a tensor alive, and remember whose memory it shares."""
         self.kept.append(value)
         self.storages.setdefault(value.untyped_storage().data_ptr(), set()).add(id(value))
 
@@ -502,7 +543,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.places[id(former)] = self.places[id(target)]
         self.kept.append(former)
         result = func(*args, **kwargs)
-        self._record(counterpart, func, (former, *args[1:]), kwargs, target)
+        read = {id(target): former}  # also where the operation reads the tensor that it changes a second time
+        self._record(counterpart, func, _replaced(args, read), _replaced(kwargs, read), target)
         return result
 
     def _record(self, operation: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -511,6 +553,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             outputs = [value for value in _tensors(result) if value.is_floating_point()]
         if not outputs:
+            return
+        if operation in _CONSTANT:
+            if operation is aten.detach:  # in the memory of a value that is watched
+                self.keep(result)
             return
         samples = self.nodes[0].shape[0]
         if any(value.ndim < 1 or value.shape[0] != samples for value in outputs):
@@ -539,7 +585,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
             value = _listed(result)[index]
             self.whole_maps.append((operation.__name__, len(self.nodes)))
-            self.add(value, _Derivative(function, cells, tuple(value.shape)), *(self.places[name] for name in names))
+            rule = _Derivative(operation.__name__, function, cells, tuple(value.shape))
+            self.add(value, rule, *(self.places[name] for name in names))
 
 
 # Writers: an operation's rule from its arguments ------------------------------------------------------------------
@@ -641,10 +688,20 @@ def _write_sum(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mapping
 def _write_product(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mapping[str, Any], result: Any) -> bool:
     first, second = args[:2]
     if recorder.place(first) is not None and recorder.place(second) is not None:
-        if first.ndim != second.ndim:
+        if first.ndim != second.ndim or "div" in func.overloadpacket.__name__:
             return False
-        rule = _Product((recorder.cell(first), recorder.cell(second)), tuple(result.shape))
-        recorder.add(result, rule, recorder.places[id(first)], recorder.places[id(second)])
+        cells, places = (
+            (recorder.cell(first), recorder.cell(second)),
+            (recorder.places[id(first)], recorder.places[id(second)]),
+        )
+        if first.shape == second.shape:
+            parts = [
+                recorder.node(result.shape, _Factor(_value_of(cell)), place)
+                for cell, place in zip(reversed(cells), places, strict=True)
+            ]
+            recorder.add(result, _Sum((1.0, 1.0)), *parts)
+        else:
+            recorder.add_whole("mul", result, _Product(cells, tuple(result.shape)), *places)
         return True
     source, other = (first, second) if recorder.place(first) is not None else (second, first)
     if source.shape != result.shape:
@@ -660,6 +717,10 @@ def _write_product(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Map
         cell = Cell(factors if factors is not other else factors.clone())
         recorder.add(result, _Factor(lambda: cell.value.expand(result.shape)), recorder.places[id(source)])
     return True
+
+
+def _value_of(cell: Cell) -> Callable[[], Tensor]:
+    return lambda: cell.value
 
 
 def _write_mean(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mapping[str, Any], result: Any) -> bool:
@@ -733,7 +794,7 @@ def _write_reshape(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Map
         recorder.watch(result, recorder.places[id(args[0])])
         return True
     rule = _Rearrangement(before, after, lambda maps: maps.reshape(len(maps), *after[1:]))
-    recorder.add(result, rule, recorder.places[id(args[0])])
+    recorder.add_whole(func.overloadpacket.__name__, result, rule, recorder.places[id(args[0])])
     return True
 
 
@@ -753,15 +814,25 @@ def _write_order(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mappi
         moved = [given["dim0"] % source.ndim, given["dim1"] % source.ndim]
     else:
         moved = [given["dim"] % source.ndim]
+    if operation is aten.slice and result.shape == source.shape:
+        recorder.watch(result, recorder.places[id(source)])
+        return True
     if 0 in moved:
         recorder.broken = f"{operation.__name__} mixes the samples with other dimensions"
         return True
     place = recorder.places[id(source)]
-    if source.ndim < 4 or result.ndim < 4 or any(axis >= last for axis in moved):
-        rule: Rule = _Rearrangement(
-            tuple(source.shape), tuple(result.shape), lambda maps: func(maps, *args[1:], **kwargs)
-        )
+    if source.ndim >= 4 and operation is aten.slice and moved[0] >= last:
+        taken = range(source.shape[moved[0]])[given["start"] : given["end"] : given["step"]]
+        filters = [Filtering(1, 1, 0), Filtering(1, 1, 0)]
+        filters[moved[0] - last] = Filtering(1, taken.step, -taken.start)
+        ones = map_rows(result.new_ones((len(result), 1, *result.shape[-2:])))
+        # a choice of rows or columns is a pool over single places
+        rule: Rule = _AveragePool((1, 1), (filters[0], filters[1]), _numbers(result.shape[-2:]), ones)
         recorder.add(result, rule, place)
+        return True
+    if source.ndim < 4 or result.ndim < 4 or any(axis >= last for axis in moved):
+        rule = _Rearrangement(tuple(source.shape), tuple(result.shape), lambda maps: func(maps, *args[1:], **kwargs))
+        recorder.add_whole(operation.__name__, result, rule, place)
         return True
 
     def change(values: Tensor) -> Tensor:  # the axes of the channels begin at 3 here, at 1 in the network
@@ -787,11 +858,12 @@ def _write_split(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mappi
     start = 0
     for part in result:
         length = part.shape[axis]
+        place = recorder.places[id(source)]
         if source.ndim >= 4 and axis < last:
-            rule: Rule = _Channels(tuple(source.shape[1:last]), _narrow(axis + 2, start, length))
+            recorder.add(part, _Channels(tuple(source.shape[1:last]), _narrow(axis + 2, start, length)), place)
         else:
             rule = _Rearrangement(tuple(source.shape), tuple(part.shape), _narrow(axis, start, length))
-        recorder.add(part, rule, recorder.places[id(source)])
+            recorder.add_whole("split", part, rule, place)
         start += length
     return True
 
@@ -803,9 +875,13 @@ def _narrow(axis: int, start: int, length: int) -> Callable[[Tensor], Tensor]:
 def _write_padding(recorder: _Recorder, func: Any, args: _Arguments, kwargs: Mapping[str, Any], result: Any) -> bool:
     given = _bound(func, args, kwargs)
     source, pad = given["self"], [*given["pad"], 0, 0, 0, 0]
-    if source.ndim < 4 or any(pad[4:]):
+    if source.ndim < 4 or any(pad[6:]):
         return False
-    recorder.add(result, _Shift(pad[2], pad[0], _numbers(result.shape[-2:])), recorder.places[id(source)])
+    place = recorder.places[id(source)]
+    if any(pad[4:]):
+        rule = _Channels(tuple(source.shape[1:-2]), lambda values: functional.pad(values, pad[4:6]))
+        place = recorder.node((*result.shape[:-2], *source.shape[-2:]), rule, place)
+    recorder.add(result, _Shift(pad[2], pad[0], _numbers(result.shape[-2:])), place)
     return True
 
 
@@ -883,7 +959,7 @@ class Linearisation:
         layers: Names of the modules whose outputs are wanted.
 
     Attributes:
-        values: Output of each layer (S, K, h, w); a linear layer's map is (S, K, 1, 1).
+        values: Output of each layer (S, K, h, w); see `as_maps`.
         whole_maps: Operations without a rule for windows, in the order of their appearance.
 
     Raises:
@@ -893,11 +969,20 @@ class Linearisation:
     def __init__(self, model: nn.Module, x: Tensor, layers: Sequence[str]) -> None:
         self.x = x
         recorder, found = _record(model, x, layers)
-        self.values = {layer: _as_maps(cell.value) for layer, (cell, _) in found.items()}
-        self.places = {layer: place for layer, (_, place) in found.items() if place is not None}
+        self.values = {layer: as_maps(cell.value) for layer, (cell, _) in found.items()}
         self.nodes = recorder.nodes
+        self.places = {layer: self._map_place(layer, place) for layer, (_, place) in found.items() if place is not None}
         self._simplify()
         self.whole_maps = list(dict.fromkeys(name for name, place in recorder.whole_maps if place in self.order))
+
+    def _map_place(self, layer: str, place: int) -> int:
+        """Return the node of a layer's output as maps."""
+        before, after = self.nodes[place].shape, tuple(self.values[layer].shape)
+        if _extents(before) == _extents(after):
+            return place
+        rule = _Rearrangement(before, after, lambda maps: maps.reshape(len(maps), *after[1:]))
+        self.nodes.append(Node(rule, (place,), after))
+        return len(self.nodes) - 1
 
     def _simplify(self) -> None:
         """Keep the operations that the layers need; join a normalisation to the convolution that it alone reads."""
@@ -929,6 +1014,9 @@ class Linearisation:
                     self.nodes[place].rule, _Convolution | _Sum | _MaxPool | _AveragePool | _ChannelFactor
                 )
             node.rule.ready()
+        kept = set(self.order)
+        # what the other operations keep of the forward pass is not needed any more
+        self.nodes = [node if index in kept else replace(node, rule=Rule()) for index, node in enumerate(self.nodes)]
 
     def grids(self, start: Grid) -> dict[int, Grid]:
         """Return where the windows of a batch of tangents lie at every operation that is run."""
@@ -1001,9 +1089,9 @@ class Linearisation:
             done = place
 
 
-def _as_maps(value: Tensor) -> Tensor:
-    """Return a layer's output as maps (S, K, h, w)."""
-    return value.reshape(*value.shape[:2], *(value.shape[2:] or (1, 1)))
+def as_maps(value: Tensor) -> Tensor:
+    """Return a layer's output as maps (S, K, h, w): (S, K) has the map 1 x 1, (S, K, w) has one row."""
+    return value.reshape(*value.shape[:2], -1, value.shape[-1] if value.ndim > 2 else 1)
 
 
 def _record(model: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[_Recorder, dict[str, tuple[Cell, int | None]]]:

@@ -274,10 +274,7 @@ def _sum_up(sweep: Sweep, sums: Mapping[str, LayerSums], budget: int, progress: 
                 sums[layer].add(number, windows, images=not last)  # noqa: B023
 
             def leave(layer: str) -> None:
-                if not last:  # noqa: B023
-                    sums[layer].extremes()
-                if alone or last:  # noqa: B023
-                    sums[layer].sums()
+                sums[layer].take(extremes=not last, sums=alone or last)  # noqa: B023
                 sums[layer].leave()
 
             sweep.push(run, read, leave)

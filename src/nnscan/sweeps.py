@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnscan.accumulators import Batch
-from nnscan.linearisation import Linearisation
+from nnscan.linearisation import Linearisation, as_maps
 from nnscan.models import capture
 from nnscan.windows import Grid, Windows, map_rows
 
@@ -187,10 +187,7 @@ class WholeMapSweep:
         self.model, self.x, self.layers, self.block = model, x, layers, block
         self.width, self.room = x.shape[-1] // block, 1
         with torch.no_grad():
-            self.values = {
-                layer: output.reshape(*output.shape[:2], *(output.shape[2:] or (1, 1)))
-                for layer, output in zip(layers, self._outputs(x), strict=True)
-            }
+            self.values = {layer: as_maps(output) for layer, output in zip(layers, self._outputs(x), strict=True)}
         live = live_pixels(x, block)[0]
         self.batches = [Batch(live[start : start + together], self.width, 1) for start in range(0, len(live), together)]
         self.bytes_each = sum(value.nbytes for value in self.values.values()) * together

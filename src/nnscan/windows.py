@@ -54,8 +54,8 @@ def _passage(first: Places, size: int, extent: int, filtering: Filtering, out_ex
     """Return the passage of windows [first, first + size) of a map of some extent through a filter.
 
     Output i reads the places `stride * i - padding` to `stride * i - padding + extent - 1`. Windows which begin at
-    different residues of the stride are widened to begin at one. Windows that would cover the whole output become the
-    whole map.
+    different residues of the stride are widened to begin at one, and windows that a stride beyond the kernel steps over
+    to the next place that is read. Windows that would cover the whole output become the whole map.
     """
     width, stride, padding = filtering
     residue = (first + padding - width + 1) % stride
@@ -65,6 +65,7 @@ def _passage(first: Places, size: int, extent: int, filtering: Filtering, out_ex
     else:
         shift = 0
         begin, length = first - residue, size + int(residue.max())
+    length = max(length, shift - width + 2)
     count = (length - 1 + width - 1 - shift) // stride + 1
     if count < out_extent:
         before = width - 1 - shift
@@ -201,9 +202,9 @@ class Windows:
         """Return these windows with zeros where they hang over the edge."""
         if self.clean or self.grid.inside:
             return self
-        outside = self.grid.index.to(self.data.device) == self.grid.samples * self.grid.rows * self.grid.columns
-        zeroed = self.data.reshape(-1, self.channels).masked_fill(outside[:, None], 0)
-        return Windows(zeroed.view_as(self.data), self.grid)
+        index = self.grid.index.to(self.data.device)
+        inside = (index < self.grid.samples * self.grid.rows * self.grid.columns).to(self.data.dtype)
+        return Windows(self.data * inside.view(*self.data.shape[:3], 1), self.grid)
 
     def placed(self, grid: Grid) -> Windows:
         """Return the same tangents in other windows of the same map, which hold all of these that is in the map."""
