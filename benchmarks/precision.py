@@ -1,6 +1,6 @@
 """The sweep in bfloat16 (gates and winners from float32) against float32: time, and the error of the final metrics.
 
-The network of the error is trained for a few seconds on scikit-learn's digits, so that its gates are not those of noise.
+The network of the error is trained for a few seconds on scikit-learn's digits: its gates are not those of noise.
 """
 
 from __future__ import annotations

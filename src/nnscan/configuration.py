@@ -197,7 +197,7 @@ class PropertiesConfig(_Closed):
     """Interpretable properties TIP, with AVoU and SoU."""
 
     sensitivity: Literal["first_order", "exact"] = Field(
-        "first_order", description="SoU by |w dloss/dw|, or by removing each weight in turn (seconds for LeNet-5, long for large networks)"
+        "first_order", description="SoU by |w dloss/dw|, or by removing each weight in turn (seconds for LeNet-5)"
     )
     samples: Positive = Field(100, description="test images for AVoU and SoU")
 
