@@ -454,7 +454,8 @@ class _Scanner:
                 )
                 return self._scan(x, masks, regions, lambda _: None)
         need = sweep.bytes_each * len(sweep.batches) // len(x)
-        return sums, max(1, min(sweep.room * len(x), budget // max(1, need)))
+        # not the memory that happens to be free: the same scan adds up the same way each time
+        return sums, max(1, min(sweep.room * len(x), KEEP_BYTES // max(1, need)))
 
     def _agrees(self, x: Tensor, signs: Tensor, sums: Mapping[str, LayerSums]) -> bool:
         """Whether a random combination of all columns is what torch's derivative gives for these pixels together.
