@@ -5,10 +5,11 @@ The points are what anomaly filters are looked for in (Dou Hui, doctoral slides,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
 Source = Literal["learning_images", "feature_maps"]
 
 _BUFFER_BYTES = 256 * 2**20
+
+_DIRECT = 250  # matrices of up to so many rows for each component are decomposed as they are
+_BLOCKS = 40  # of the Krylov space; images of trained filters need 8 to 20
+_ANGLE = 1e-6  # between an eigenvector and its approximation
+_PRODUCT = 2**19  # multiplications: OpenBLAS packs matrices of more than a million, which takes longer than multiplying
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class _Components(NamedTuple):
+    eigenvalues: NDArray[np.float64]
+    points: NDArray[np.float64]
+    loadings: NDArray[np.float64]
 
 
 class FilterComponents(NamedTuple):
@@ -45,7 +60,8 @@ def principal_components(images: ArrayLike, count: int = 2) -> tuple[NDArray[np.
     """Project samples onto their first principal components: centred, not whitened.
 
     The sign of each component is the one that makes its loading of largest magnitude positive, so that the same
-    images always give the same points.
+    images always give the same points. Matrices with more than 250 rows and columns for each component are projected
+    from a Krylov space, where that finds the components within an angle of 1e-6, and are decomposed where it does not.
 
     Args:
         images: (N, D), one flattened image per sample.
@@ -58,35 +74,8 @@ def principal_components(images: ArrayLike, count: int = 2) -> tuple[NDArray[np.
     Raises:
         DataError: The images are not a matrix with at least one row and column, or hold a value that is not finite.
     """
-    values = np.asarray(images, dtype=np.float64)
-    if values.ndim != 2 or 0 in values.shape:
-        raise DataError(f"principal components need images of shape (samples, values), got {values.shape}")
-    if not np.isfinite(values).all():
-        raise DataError("principal components need finite images; these hold NaN or infinity")
-    samples, width = values.shape
-    points, ratio = np.zeros((samples, count)), np.zeros(count)
-    if (values == values[0]).all():  # the rounding of the mean would leave noise instead of zero
-        return points, ratio
-    centred = values - values.mean(axis=0)
-    kept = min(count, samples, width)
-    by_samples = samples <= width
-    scatter = centred @ centred.T if by_samples else centred.T @ centred
-    size = len(scatter)
     with _thread_pools().limit(limits=1, user_api="blas"):  # several threads only wait for each other here
-        eigenvalues, vectors = eigh(scatter, subset_by_index=[size - kept, size - 1])
-    eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
-    # Beyond the rank the eigenvalues are rounding of the largest one.
-    eigenvalues = np.where(eigenvalues > size * np.finfo(np.float64).eps * eigenvalues[0], eigenvalues, 0.0)
-    if by_samples:
-        projected = vectors * np.sqrt(eigenvalues)
-        loadings = centred.T @ projected
-    else:
-        loadings = vectors
-        projected = np.where(eigenvalues > 0, centred @ vectors, 0.0)
-    largest = np.abs(loadings).argmax(axis=0)
-    points[:, :kept] = projected * np.where(loadings[largest, np.arange(kept)] < 0, -1.0, 1.0)
-    ratio[:kept] = eigenvalues / np.trace(scatter)
-    return points, ratio
+        return _project(np.asarray(images), count)
 
 
 def filter_components(images: ArrayLike, count: int = 2) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -106,9 +95,9 @@ def filter_components(images: ArrayLike, count: int = 2) -> tuple[NDArray[np.flo
     values = np.asarray(images)
     if values.ndim < 3 or 0 in values.shape:
         raise DataError(f"filter components need images of shape (samples, filters, ...), got {values.shape}")
-    found = [
-        principal_components(_flat(values[:, index]), count) for index in range(values.shape[1])
-    ]  # one filter at a time, so that no second copy of all images exists
+    found = in_threads(  # filter by filter, so that no second copy of all images exists
+        lambda index: _project(_flat(values[:, index]), count), range(values.shape[1])
+    )
     return np.stack([points for points, _ in found]), np.stack([ratio for _, ratio in found])
 
 
@@ -142,11 +131,23 @@ def filter_image_components(
         DataError: A value is not finite.
     """
     found = [
-        (*principal_components(values, count), not values.any())
-        for values in _images_by_filter(model, x, layer, source, batch_size)
+        filter_found
+        for group in _images_by_filter(model, x, layer, source, batch_size)
+        for filter_found in in_threads(lambda values: (*_project(values, count), not values.any()), group)
     ]
     points, ratio, dead = zip(*found, strict=True)
     return FilterComponents(np.stack(points), np.stack(ratio), np.array(dead))
+
+
+def in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Return the function of each item, computed in as many threads as numpy's linear algebra may use.
+
+    Each call has one thread of linear algebra to itself, so that its result does not depend on how many there are.
+    """
+    pools = _thread_pools()
+    threads = min((pool["num_threads"] for pool in pools.select(user_api="blas").info()), default=1)
+    with pools.limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as executor:
+        return list(executor.map(function, items))
 
 
 @cache
@@ -154,18 +155,115 @@ def _thread_pools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _flat(images: NDArray[Any]) -> NDArray[np.float64]:
-    """Return one filter's images (N, ...) as float64 rows; (N, C, H, W) is summed over the channels."""
-    if images.ndim == 4:
-        images = images.sum(axis=1, dtype=np.float64)
-    flat: NDArray[np.float64] = images.reshape(len(images), -1).astype(np.float64)
-    return flat
+def _project(images: NDArray[Any], count: int = 2) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what `principal_components` returns, in the calling thread."""
+    if images.ndim != 2 or 0 in images.shape:
+        raise DataError(f"principal components need images of shape (samples, values), got {images.shape}")
+    centred = images.astype(np.float64, order="C")
+    if not np.isfinite(centred).all():
+        raise DataError("principal components need finite images; these hold NaN or infinity")
+    samples, width = images.shape
+    points, ratio = np.zeros((samples, count)), np.zeros(count)
+    alike = (centred == centred[0]).all()  # whose mean may be off by rounding
+    centred -= centred.mean(axis=0)
+    variance = float(np.vdot(centred, centred))
+    if alike or variance == 0:
+        return points, ratio
+    kept = min(count, samples, width)
+    found = _by_iteration(centred, kept, variance) if min(samples, width) > _DIRECT * count else None
+    eigenvalues, projected, loadings = found or _by_decomposition(centred, kept)
+    within_rank = eigenvalues > _rounding(centred) * eigenvalues[0]
+    largest = np.abs(loadings).argmax(axis=0)
+    signs = np.where(loadings[largest, np.arange(kept)] < 0, -1.0, 1.0)
+    points[:, :kept] = np.where(within_rank, projected * signs, 0.0)
+    ratio[:kept] = np.where(within_rank, eigenvalues / variance, 0.0)
+    return points, ratio
+
+
+def _rounding(centred: NDArray[np.float64]) -> float:
+    """Return the share of the largest eigenvalue below which an eigenvalue is rounding, beyond the rank."""
+    return float(min(centred.shape) * np.finfo(np.float64).eps)
+
+
+def _by_decomposition(centred: NDArray[np.float64], count: int) -> _Components:
+    """Return the largest eigenvalues of the scatter matrix (count,), the points (N, count), the loadings (D, count).
+
+    The loadings may have any length.
+    """
+    by_samples = len(centred) <= centred.shape[1]
+    scatter = centred @ centred.T if by_samples else centred.T @ centred
+    size = len(scatter)
+    eigenvalues, vectors = eigh(scatter, subset_by_index=[size - count, size - 1])
+    eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
+    if not by_samples:
+        return _Components(eigenvalues, centred @ vectors, vectors)
+    projected = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
+    return _Components(eigenvalues, projected, centred.T @ projected)
+
+
+def _by_iteration(centred: NDArray[np.float64], count: int, variance: float) -> _Components | None:
+    """Return what `_by_decomposition` returns, from a block Krylov space; None where that does not settle.
+
+    The space grows from random images by products with the scatter matrix, which itself is never formed, and the
+    eigenvectors are sought within it (G. Golub and R. Underwood, The block Lanczos method for computing eigenvalues,
+    1977). A block holds more images than components are wanted: an eigenvalue that several eigenvectors share then
+    shows up more than once, and `_settled` sees that nothing tells them apart.
+    """
+    width, block = centred.shape[1], 2 * count
+    basis = np.empty((_BLOCKS * block, width))
+    scatter = np.zeros((len(basis), len(basis)))  # within the space; its lower half
+    added = np.linalg.qr(np.random.default_rng(0).standard_normal((width, block)))[0].T
+    for size in range(block, len(basis) + 1, block):
+        first = size - block
+        basis[first:size] = added
+        space = basis[:size]
+        image = _scatter_product(centred, space[first:])
+        scatter[first:size, :size] = image @ space.T
+        image -= scatter[first:size, :size] @ space
+        if size % (2 * block) == 0:  # looking after each step would cost more than it saves
+            values, vectors = eigh(scatter[:size, :size], subset_by_index=[size - count - 1, size - 1])
+            values, vectors = values[::-1], vectors[:, ::-1]
+            residuals = np.linalg.norm(vectors[first:].T @ image, axis=1)
+            if _settled(values, residuals, variance, _rounding(centred)):
+                loadings = space.T @ vectors[:, :count]
+                return _Components(values[:count], centred @ loadings, loadings)
+        added = np.linalg.qr(image.T)[0].T
+        added = added - (added @ space.T) @ space  # beyond the rank an image is rounding, along the space or not
+        added = np.linalg.qr(added.T)[0].T
+    return None
+
+
+def _settled(
+    eigenvalues: NDArray[np.float64], residuals: NDArray[np.float64], variance: float, rounding: float
+) -> bool:
+    """Say whether all approximate eigenpairs but the last, which they are compared with, are exact enough.
+
+    An approximate eigenvector is off by an angle of at most its residual over the distance to the other eigenvalues.
+    """
+    remaining = variance - np.concatenate([[0.0], np.cumsum(eigenvalues[:-2])])  # of the variance, for each pair
+    wanted = int((remaining > rounding * eigenvalues[0]).sum())  # the others are beyond the rank
+    distance = -np.diff(eigenvalues[: wanted + 1]).max()
+    return bool(residuals[:wanted].max() <= _ANGLE * distance and residuals[wanted] <= 0.1 * distance)
+
+
+def _scatter_product(centred: NDArray[np.float64], images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return images @ centred.T @ centred, (B, D), in slices that linear algebra multiplies without copying them."""
+    rows = max(32, _PRODUCT // images.size)
+    whole = len(centred) // rows * rows
+    slices, rest = centred[:whole].reshape(-1, rows, centred.shape[1]), centred[whole:]
+    product: NDArray[np.float64] = ((images @ slices.swapaxes(1, 2)) @ slices).sum(axis=0) + (images @ rest.T) @ rest
+    return product
+
+
+def _flat(images: NDArray[Any]) -> NDArray[Any]:
+    """Return one filter's images (N, ...) as rows; (N, C, H, W) is summed over the channels, in float64."""
+    return (images.sum(axis=1, dtype=np.float64) if images.ndim == 4 else images).reshape(len(images), -1)
 
 
 def _images_by_filter(
     model: nn.Module, x: Tensor | NDArray[np.float32], layer: str | nn.Module, source: Source, batch_size: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield each filter's images of all samples, flattened: (N, H * W) or (N, h * w)."""
+    """Yield the images of some filters and all samples, group by group: (filters, N, H * W) or (filters, N, h * w)."""
     import torch
 
     from nnscan.models import capture, device_of, prepare, resolve_layer
@@ -197,7 +295,7 @@ def _images_by_filter(
             batch = inputs[start : start + batch_size].to(device)
             found = images(batch, filters).detach().cpu().numpy()
             buffer[:, start : start + len(batch)] = found.swapaxes(0, 1)
-        yield from buffer
+        yield buffer
 
 
 class LayerComponents(NamedTuple):
