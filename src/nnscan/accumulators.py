@@ -50,7 +50,8 @@ class Batch:
     def __init__(self, pixels: NDArray[np.int64], columns: int, samples: int) -> None:
         self.pixels = pixels
         self.samples = samples
-        known = pixels.reshape(-1, samples).max(axis=1).repeat(samples)  # the class of those that only fill up
+        # what only fills up lies where another sample's pixel does, as all of a batch are of one class
+        known = np.where(pixels < 0, pixels.reshape(-1, samples).max(axis=1).repeat(samples), pixels)
         self.row, self.column = known // columns, known % columns
 
 

@@ -377,7 +377,7 @@ class _Scanner:
         self.model, self.layers, self.block, self.ungated = model, layers, block, ungated
         self.dtype = torch.bfloat16 if precision == "bfloat16" else None
         self.cache_bytes, self.budget_share = CACHE_BYTES, 1.0
-        self.whole_maps, self.checked = False, False
+        self.whole_maps, self.checked = False, 0  # the most samples of a group that was checked
         self.together, self.most = 1, MOST_TOGETHER
 
     def scan(
@@ -445,8 +445,8 @@ class _Scanner:
         _sum_up(sweep, sums, budget, lambda batches: progress(share * batches))
         if isinstance(sweep, WholeMapSweep):
             return sums, 1
-        if not self.checked:
-            self.checked = True
+        if len(x) > self.checked:
+            self.checked = len(x)
             if not self._agrees(x, signs, sums):
                 self.whole_maps = True
                 log.warning(

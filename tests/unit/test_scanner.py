@@ -432,6 +432,22 @@ def test_samples_one_by_one_are_one_scan(lenet):
             )
 
 
+def test_samples_with_other_zero_pixels_go_together(lenet, caplog):
+    model, x, *_ = lenet
+    x = torch.randn(x.shape, generator=seeded(3), dtype=x.dtype)
+    x[torch.rand(x.shape, generator=seeded(4)) < 0.7] = 0  # each sample has pixels of its own
+    x[2] = 0
+    parts = list(scan_samples(model, x))
+    assert [len(part.samples) for part in parts] == [1, 2]
+    assert "disagrees" not in caplog.text
+    alone = [scan(model, x[index : index + 1]) for index in range(len(x))]
+    for layer in parts[0].layers:
+        for quantity in QUANTITIES:
+            joined = np.concatenate([part.layers[layer][quantity] for part in alone])
+            found = np.concatenate([part.layers[layer][quantity] for part in parts])
+            np.testing.assert_allclose(found, joined, rtol=1e-9, atol=1e-12, err_msg=f"{quantity} of {layer}")
+
+
 def test_samples_carry_their_identifiers(lenet):
     model, x, foreground, _ = lenet
     parts = list(scan_samples(model, x, foreground, block=8, samples=[7, 70, 5]))
