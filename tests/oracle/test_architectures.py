@@ -363,6 +363,30 @@ class Twice(nn.Module):
         return self.again(F.relu(self.again(x)))
 
 
+class Branches(nn.Module):
+    """Two convolutions of one map, added up or side by side, and one of both; no activation anywhere."""
+
+    def __init__(self, joined: bool) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.both, self.joined = nn.Conv2d(8 if joined else 4, 4, 3, padding=1), joined
+
+    def forward(self, x):
+        one, two = self.one(x), self.two(x)
+        return self.both(torch.cat([one, two], 1) if self.joined else one + two)
+
+
+class Cut(nn.Module):
+    """Some channels, padded or cut at their edges, and a convolution of them; no activation in between."""
+
+    def __init__(self, *edges: int) -> None:
+        super().__init__()
+        self.one, self.edges = nn.Conv2d(2, 4, 3, padding=1), edges
+
+    def forward(self, x):
+        return self.one(F.pad(x[:, ::2], self.edges))
+
+
 class Rows(nn.Module):
     """A convolution along the places of a map."""
 
@@ -464,11 +488,21 @@ ON_WINDOWS = {
     "kernel of two sizes": convolution((1, 3), stride=(2, 1), padding=(0, 2)),
     'padding="same"': convolution(3, padding="same"),
     'padding="same" of an even kernel': convolution(4, padding="same"),
+    "convolutions without activation": nn.Sequential(
+        convolution(3, padding=1), normalisation(), convolution(3, padding=1)
+    ),
+    "a sum of branches without activation": Branches(joined=False),
+    "branches side by side without activation": Branches(joined=True),
+    "channels without activation": Cut(0, 0),
+    "cut edges without activation": Cut(-1, -1, -1, 0),
+    "padded edges without activation": Cut(1, 0, 2, 1),
     "max pool": nn.MaxPool2d(2),
+    "max pool of two sizes": nn.MaxPool2d((2, 3), (1, 2)),
     "overlapping max pool": nn.MaxPool2d(3, 2, 1),
     "max pool with ceil mode": nn.MaxPool2d(3, 2, ceil_mode=True),
     "dilated max pool": nn.MaxPool2d(2, 1, dilation=2),
     "average pool": nn.AvgPool2d(2),
+    "average pool of two sizes": nn.AvgPool2d((3, 2), (2, 1), (1, 0)),
     "overlapping average pool": nn.AvgPool2d(3, 2, 1),
     "average pool without padding in the count": nn.AvgPool2d(3, 2, 1, count_include_pad=False),
     "average pool with ceil mode": nn.AvgPool2d(3, 2, ceil_mode=True),

@@ -200,7 +200,7 @@ def test_a_block_that_fails_inside(context, watched):
     during = []
 
     def fail():
-        with context(model, x, {"bn": [1], "bn1": [0, 0, 2]}):
+        with context(model, x, {"bn": [1], "bn1": [0, 0, 2], "conv1": [0, 1]}):
             during.append(state(model, x))
             raise KeyError
 
