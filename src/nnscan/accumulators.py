@@ -238,11 +238,9 @@ class LayerSums:
     def _smallest(self, rows: slice, size: Tensor, weights: Tensor) -> None:
         if self.alone and self.planes_used < self.weights.shape[1] - 1:
             return  # some pixel reaches no place of this tile: the smallest size is zero
-        present = weights[:, ONE, :, None] > 0
-        if not present.all():
-            size = size.masked_fill(~present, torch.inf)
+        # planes that nobody reaches hold zeros; they are only there where not every pixel reaches the place
         self.minimum[rows] = torch.minimum(self.minimum[rows], size.amin(1, keepdim=True))
-        self.reached[rows] += present.sum(1, keepdim=True)
+        self.reached[rows] += (weights[:, ONE, :, None] > 0).sum(1, keepdim=True)
 
     def _sums(self, rows: slice, size: Tensor, weights: Tensor) -> None:
         regions = slice(0, 2 if self.regions else 1)

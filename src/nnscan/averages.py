@@ -154,6 +154,7 @@ def confidence_averages(
     return torch.stack(most), torch.stack(least)
 
 
+@torch.inference_mode(False)
 def ascended_averages(model: nn.Module, averages: Images, steps: int, rate: float, stop: float = 0.99) -> Tensor:
     """Return class averages improved by gradient ascent on the network's confidence for their class.
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.overrides import TorchFunctionMode
 
 from nnscan.errors import ModelError, ScanError
-from nnscan.models import capture, logits, prepare, resolve_layer
+from nnscan.models import capture, counted_calls, logits, prepare, resolve_layer
 
 PASS_PAIRS = 128
 """Pairs of sample and filter in one pass at most; more gain nothing."""
@@ -171,29 +170,6 @@ def _check_guided(model: nn.Module, *tensors: Tensor) -> None:
         )
 
 
-class _Reached(Exception):
-    """The last call of a layer that is needed has been made."""
-
-
-@contextmanager
-def _counted(model: nn.Module, layers: Sequence[str], needed: int | None = None) -> Iterator[list[str]]:
-    """Collect the calls of layers inside the block, which ends at the last one that is needed."""
-    calls: list[str] = []
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            calls.append(name)
-            if len(calls) == needed:
-                raise _Reached
-
-        return hook
-
-    with ExitStack() as stack, suppress(_Reached):
-        for layer in layers:
-            stack.callback(model.get_submodule(layer).register_forward_hook(watch(layer)).remove)
-        yield calls
-
-
 def _source(x: Tensor) -> Tensor:
     """Return the input that gradients are taken of; the model gets a clone of it, which it may change in place."""
     return x.detach().clone().requires_grad_(True)
@@ -231,7 +207,7 @@ def _probe(model: nn.Module, x: Tensor, layers: Sequence[str]) -> _Probe:
         torch.enable_grad(),
         _GuidedReLUs() as relus,
         capture(model, layers) as outputs,
-        _counted(model, layers) as calls,
+        counted_calls(model, layers) as calls,
     ):
         scores = logits(model(source.clone()))
     _check_guided(model, scores, *outputs.values())
@@ -363,7 +339,12 @@ def _pieces(
     copies = _evenly(widest, pairs // together)
     for first in range(0, len(x), together):
         source = _source(x[first : first + together].repeat_interleave(copies, 0))
-        with torch.enable_grad(), _GuidedReLUs(), capture(model, names) as outputs, _counted(model, names, probe.calls):
+        with (
+            torch.enable_grad(),
+            _GuidedReLUs(),
+            capture(model, names) as outputs,
+            counted_calls(model, names, probe.calls),
+        ):
             model(source.clone())
         for name, rectified in layers.items():
             values = outputs[name].detach()
@@ -378,6 +359,7 @@ def _pieces(
                 yield name, first + samples, positions, _carried_back(source, outputs[name], maps, own)[rows]
 
 
+@torch.inference_mode(False)
 def guided_batches(
     model: nn.Module,
     x: Tensor,
@@ -403,6 +385,7 @@ def guided_batches(
     yield from _pieces(prepared, _probe(prepared, x, list(layers)), x, layers, filters, chunk)
 
 
+@torch.inference_mode(False)
 def guided_backpropagation(
     model: nn.Module,
     x: Tensor,
@@ -445,6 +428,7 @@ def guided_backpropagation(
     return images
 
 
+@torch.inference_mode(False)
 def guided_scores(model: nn.Module, x: Tensor, units: Sequence[int]) -> Tensor:
     """Return for each input the guided-backpropagation image of one class score of the model's output.
 

@@ -276,7 +276,7 @@ def _images_by_filter(
 
     def rectified_maps(batch: Tensor) -> Tensor:
         with torch.no_grad(), capture(network, [name]) as outputs:
-            network(batch)
+            network(batch.clone())  # it may change its input in place
         return outputs[name].relu().flatten(2) if outputs[name].ndim > 2 else outputs[name].relu().unsqueeze(2)
 
     def images(batch: Tensor, filters: Sequence[int]) -> Tensor:
@@ -360,7 +360,7 @@ def mean_activation(model: nn.Module, x: Tensor, layer: str, batch_size: int = 2
     parts = []
     with torch.no_grad(), evaluation(model), capture(model, [layer]) as outputs:
         for start in range(0, len(x), batch_size):
-            model(x[start : start + batch_size].to(device_of(model)))
+            model(x[start : start + batch_size].to(device_of(model), copy=True))
             maps = outputs[layer].relu()
             parts.append(maps.reshape(*maps.shape[:2], -1).mean(2).double().cpu().numpy())
     return np.concatenate(parts)

@@ -393,13 +393,14 @@ def anomaly_masking(
     return pd.DataFrame(rows, columns=["checkpoint", "group", "draw", "filters", "accuracy_change"])
 
 
+@torch.inference_mode(False)
 def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.float64]:
     """Return the L2 norm of each sample's gradient of the cross-entropy with respect to all parameters, (N,)."""
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     buffers = {name: value.detach() for name, value in model.named_buffers()}
 
     def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        scores = logits(torch.func.functional_call(model, {**values, **buffers}, (image[None],)))
+        scores = logits(torch.func.functional_call(model, {**values, **buffers}, (image[None].clone(),)))
         return nn.functional.cross_entropy(scores, label[None])
 
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
@@ -408,7 +409,7 @@ def sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.float
     with evaluation(model):
         for start in range(0, len(x), chunk):
             part = slice(start, start + chunk)
-            gradients = per_sample(parameters, x[part].to(device), y[part].to(device))
+            gradients = per_sample(parameters, x[part].detach().to(device), y[part].to(device))
             squares = [gradient.double().flatten(1).square().sum(1) for gradient in gradients.values()]
             norms.append(torch.stack(squares).sum(0).sqrt())
     return torch.cat(norms).cpu().numpy()

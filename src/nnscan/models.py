@@ -15,7 +15,7 @@ import pickle
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -541,6 +541,35 @@ def capture(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tenso
         yield outputs
 
 
+class _ReachedError(Exception):
+    """The last call of a layer that is needed has been made."""
+
+
+@contextmanager
+def counted_calls(model: nn.Module, layers: Sequence[str], needed: int | None = None) -> Iterator[list[str]]:
+    """Collect the calls of layers inside the block, by name.
+
+    Args:
+        model: The model.
+        layers: Names of layers.
+        needed: The number of calls after which the block ends, so that nothing behind the layers is run.
+    """
+    calls: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls.append(name)
+            if len(calls) == needed:
+                raise _ReachedError
+
+        return hook
+
+    with ExitStack() as stack, suppress(_ReachedError):
+        for layer in layers:
+            stack.callback(model.get_submodule(layer).register_forward_hook(watch(layer)).remove)
+        yield calls
+
+
 @dataclass(frozen=True)
 class NeuronLayer:
     """A layer and what belongs to it.
@@ -566,6 +595,7 @@ def _seen(value: Any) -> _Seen:
     return (value, value._version) if isinstance(value, Tensor) else None
 
 
+@torch.inference_mode(False)
 def network_layers(model: nn.Module, x: Tensor) -> list[NeuronLayer]:
     """Return every convolutional and linear layer in the order of the forward pass.
 

@@ -133,6 +133,7 @@ def sensitivity(
     return found
 
 
+@torch.inference_mode(False)
 def sensitivities(
     model: nn.Module,
     x: Tensor | NDArray[np.float32],
@@ -168,7 +169,7 @@ def sensitivities(
     if len(x) != len(y) or not len(x):
         raise DataError(f"sensitivity needs one class per sample, got {len(x)} samples and {len(y)} classes")
     network, device = prepare(model), device_of(model)
-    inputs, classes = torch.as_tensor(x).to(device), torch.as_tensor(y, dtype=torch.int64).to(device)
+    inputs, classes = torch.as_tensor(x).detach().to(device), torch.as_tensor(y, dtype=torch.int64).to(device)
     names = [weight_module(network, inputs[:1], resolve_layer(model, layer)) for layer in layers]
     owners = {name: network.get_submodule(name) for name in names}
     if exact:

@@ -40,7 +40,7 @@ from nnscan.models import (
     smooth_operations,
 )
 from nnscan.moments import Moments, concatenate
-from nnscan.sweeps import CACHE_BYTES, Sweep, WholeMapSweep, WindowSweep, block_sum
+from nnscan.sweeps import CACHE_BYTES, Prefix, Sweep, WholeMapSweep, WindowSweep, block_sum
 from nnscan.windows import Windows, map_rows
 
 CHUNK = 256
@@ -80,6 +80,7 @@ def _together(x: Tensor) -> int:
     return max(16, min(CHUNK, CHUNK * 64 * 64 // (x.shape[-2] * x.shape[-1])))
 
 
+@torch.inference_mode(False)
 def learning_images(
     model: nn.Module,
     x: Tensor,
@@ -107,10 +108,10 @@ def learning_images(
     Source: Dou Hui, doctoral slides, ch. 3 (learning-image generation).
     """
     _check_image(x, 3, "(C, H, W)")
-    x = x.to(device_of(model))
+    x = x.detach().to(device_of(model), copy=True)
     probe = prepare(model)
     name = resolve_layer(model, layer)
-    source = x.detach()[None].clone().requires_grad_(True)
+    source = x[None].clone().requires_grad_(True)
     with torch.enable_grad(), capture(probe, [name]) as outputs:
         probe(source.clone())  # a model may change its input in place
         values = outputs[name].reshape(-1)
@@ -135,6 +136,7 @@ def learning_images(
     return images.detach()
 
 
+@torch.inference_mode(False)
 def filter_images(model: nn.Module, x: Tensor, layer: str | nn.Module, filters: Sequence[int] | None = None) -> Tensor:
     """Return the learning images of filters, `L^k(x) = sum_ij I^k_ij(x) f^k_ij(x)` with `f = relu(layer output)`.
 
@@ -158,7 +160,7 @@ def filter_images(model: nn.Module, x: Tensor, layer: str | nn.Module, filters: 
     Source: Dou Hui, doctoral slides, ch. 5, definition of L^k.
     """
     _check_image(x, 4, "(N, C, H, W)")
-    x = x.detach().to(device_of(model))
+    x = x.detach().to(device_of(model), copy=True)
     probe = prepare(model)
     name = resolve_layer(model, layer)
     with torch.no_grad(), capture(probe, [name]) as outputs:
@@ -178,10 +180,13 @@ def filter_images(model: nn.Module, x: Tensor, layer: str | nn.Module, filters: 
     for start in range(0, len(x), step):
         part = x[start : start + step]
         sweeps = _channel_sweeps(probe, part, name)
+        found = images[start : start + step]
         if sweeps and _forward_is_cheaper(sweeps, name, chosen):
-            _contract(sweeps, part, name, chosen, images[start : start + step])
-        else:
-            _carry_back(probe, part, name, chosen, images[start : start + step])
+            _contract(sweeps, part, name, chosen, found)
+            if _sum_agrees(probe, part, name, chosen, found):
+                continue
+            log.warning("filter images of %s by windows disagree with torch's derivative: they are carried back", name)
+        _carry_back(probe, part, name, chosen, found.zero_())
     return images
 
 
@@ -219,6 +224,16 @@ def _contract(sweeps: Sequence[WindowSweep], x: Tensor, layer: str, chosen: Sequ
                     target[sample][:, pixels[pixels >= 0]] = share[sample :: len(x)][pixels >= 0].T  # noqa: B023
 
             sweep.push([batch], read, lambda _: None)
+
+
+def _sum_agrees(model: nn.Module, x: Tensor, layer: str, chosen: Sequence[int], images: Tensor) -> bool:
+    """Whether the sum of each filter image, with random signs, is what torch's derivative along these signs gives."""
+    signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
+    prefix = Prefix(model, x, [layer])
+    expected = (prefix.derivative(x * signs)[0] * prefix.values[0].relu())[:, chosen].flatten(2).sum(2)
+    error = ((images * signs[:, None]).flatten(2).sum(2) - expected).abs()
+    size = images.flatten(2).norm(dim=2)  # about that of a sum with random signs
+    return bool((error <= CHECK_TOLERANCE[x.dtype] * size.amax(1, keepdim=True) + torch.finfo(x.dtype).tiny).all())
 
 
 def _carry_back(model: nn.Module, x: Tensor, layer: str, chosen: Sequence[int], images: Tensor) -> None:
@@ -293,6 +308,7 @@ def _foreground_grid(foreground: Tensor | None, x: Tensor, block: int) -> Tensor
     return (share >= 0.5).reshape(len(x), -1).to(x.device)
 
 
+@torch.inference_mode(False)
 def scan_samples(
     model: nn.Module,
     x: Tensor,
@@ -316,7 +332,7 @@ def scan_samples(
         progress: Show a progress bar.
     """
     _check_image(x, 4, "(N, C, H, W)")
-    x = x.detach().to(device_of(model))
+    x = x.detach().to(device_of(model), copy=True)
     if block < 1 or x.shape[-2] % block or x.shape[-1] % block:
         fitting = [b for b in range(1, min(x.shape[-2:]) + 1) if x.shape[-2] % b == 0 and x.shape[-1] % b == 0]
         raise ScanError(
@@ -340,17 +356,19 @@ def scan_samples(
     masks = _foreground_grid(None if foreground is None else torch.as_tensor(foreground), x, block)
     identifiers = np.arange(len(x)) if samples is None else np.asarray(samples)
     start = 0
-    with _tf32(precision), tqdm(
+    with tqdm(
         total=len(x), desc="scan", unit="sample", mininterval=5, disable=not progress,
         bar_format="{l_bar}{bar}| {n:.2f}/{total_fmt} [{elapsed}<{remaining}]",
     ) as bar:  # fmt: skip
         while start < len(x):
             part = slice(start, min(start + scanner.together, len(x)))
             try:
-                arrays, images = scanner.scan(x[part], masks[part], foreground is not None, bar.update)
-            except torch.OutOfMemoryError:
-                if not scanner.shrink():
+                with _tf32(precision):  # not while the caller has the samples that were scanned
+                    arrays, images = scanner.scan(x[part], masks[part], foreground is not None, bar.update)
+            except (torch.OutOfMemoryError, LinearisationError) as error:
+                if not scanner.shrink(error):
                     raise
+                bar.n = start
                 continue
             yield Moments(
                 arrays,
@@ -392,11 +410,15 @@ class _Scanner:
             {layer: found.images().reshape(len(x), -1, height, width) for layer, found in sums.items()},
         )
 
-    def shrink(self) -> bool:
-        """Use less memory from now on; False where that is not possible any more."""
+    def shrink(self, reason: torch.OutOfMemoryError | LinearisationError) -> bool:
+        """Use smaller groups and less memory from now on; False where that is not possible any more."""
+        alone = self.together == 1
+        self.together, self.most = 1, 1
+        if isinstance(reason, LinearisationError):
+            log.warning("samples are scanned one by one: %s", reason)
+            return not alone
         if self.cache_bytes < SMALLEST_BYTES:
             return False
-        self.together, self.most = 1, 1
         self.cache_bytes //= 2
         self.budget_share /= 2
         log.warning("the GPU's memory is full: the scan goes on with batches of %d KiB", self.cache_bytes // 1024)
@@ -407,11 +429,17 @@ class _Scanner:
         return int(min(KEEP_BYTES, free) * self.budget_share)
 
     def _sweep(self, x: Tensor) -> Sweep:
-        """Return a sweep over the samples: of windows where the network can be followed, else of whole maps."""
+        """Return a sweep over the samples: of windows where the network can be followed, else of whole maps.
+
+        Raises:
+            LinearisationError: The network cannot be followed for several samples together.
+        """
         if not self.whole_maps:
             try:
                 linear = Linearisation(self.model, x, self.layers)
             except LinearisationError as error:
+                if len(x) > 1:
+                    raise
                 self.whole_maps = True
                 log.warning("the whole network is swept on whole maps, which takes longer: %s", error)
             else:
@@ -448,6 +476,8 @@ class _Scanner:
         if len(x) > self.checked:
             self.checked = len(x)
             if not self._agrees(x, signs, sums):
+                if len(x) > 1:
+                    raise LinearisationError("a sweep of several together disagrees with torch's derivative")
                 self.whole_maps = True
                 log.warning(
                     "the sweep of windows disagrees with torch's derivative: the network is swept on whole maps"
@@ -466,14 +496,7 @@ class _Scanner:
         sign = signs.view(len(x), 1, height, width)
         if self.block > 1:
             sign = sign.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)
-
-        def outputs(values: Tensor) -> tuple[Tensor, ...]:
-            with capture(self.model, self.layers) as found:
-                self.model(values.clone())
-            return tuple(found[layer] for layer in self.layers)
-
-        with torch.no_grad():
-            expected = torch.func.jvp(outputs, (x,), (x * sign,))[1]
+        expected = Prefix(self.model, x, self.layers).derivative(x * sign)
         tolerance = CHECK_TOLERANCE[self.dtype or x.dtype]
         for layer, wanted in zip(self.layers, expected, strict=True):
             found = sums[layer].checksum()

@@ -46,11 +46,12 @@ def _layers_of(model: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[dict
     )
 
 
+@torch.inference_mode(False)
 def _values(
     model: nn.Module, averages: Tensor, layers: Sequence[str | nn.Module] | None, methods: Sequence[int]
 ) -> pd.DataFrame:
     """Return the similarity values of all asked methods; the filters' images are computed once."""
-    x = torch.as_tensor(averages).to(device_of(model))
+    x = torch.as_tensor(averages).detach().to(device_of(model))
     if x.ndim != 4 or not len(x) or not x.is_floating_point():
         raise DataError(f"expected floating-point averages (n_classes, C, H, W), got {tuple(x.shape)} of {x.dtype}")
     if layers is not None and not len(layers):

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnscan.accumulators import Batch
+from nnscan.errors import ScanError
 from nnscan.linearisation import Linearisation, as_maps
-from nnscan.models import capture
+from nnscan.models import capture, counted_calls
 from nnscan.windows import Grid, Windows, map_rows
 
 CACHE_BYTES = 6 << 20
@@ -172,6 +173,44 @@ class WindowSweep:
         self.linear.push([lambda batch=batch: self._start(batch) for batch in batches], read, leave)  # type: ignore[misc]
 
 
+class Prefix:
+    """A network up to the last of some layers. What is behind is run once and needs no derivative.
+
+    Args:
+        model: A network prepared by `models.prepare`.
+        x: Its input.
+        layers: Names of layers.
+
+    Attributes:
+        values: Output of each layer at x.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, layers: Sequence[str]) -> None:
+        self.model, self.x, self.layers = model, x, layers
+        self.calls: int | None = None
+        with torch.no_grad():
+            self.values = self._outputs(x)
+
+    def derivative(self, tangent: Tensor) -> tuple[Tensor, ...]:
+        """Return torch's forward-mode derivative of each layer's output at x along a tangent.
+
+        Raises:
+            ScanError: torch has none of an operation of the network.
+        """
+        with torch.no_grad():
+            try:
+                found: tuple[Tensor, ...] = torch.func.jvp(self._outputs, (self.x,), (tangent,))[1]
+            except NotImplementedError as error:
+                raise ScanError(f"the network cannot be scanned: {error}") from error
+        return found
+
+    def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        with capture(self.model, self.layers) as outputs, counted_calls(self.model, self.layers, self.calls) as calls:
+            self.model(x.clone())  # it may change its input in place
+        self.calls = len(calls)
+        return tuple(outputs[layer] for layer in self.layers)
+
+
 class WholeMapSweep:
     """Tangents as whole maps, through torch's forward-mode derivative of the network.
 
@@ -184,18 +223,13 @@ class WholeMapSweep:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, layers: Sequence[str], block: int, together: int) -> None:
-        self.model, self.x, self.layers, self.block = model, x, layers, block
+        self.x, self.layers, self.block = x, layers, block
         self.width, self.room = x.shape[-1] // block, 1
-        with torch.no_grad():
-            self.values = {layer: as_maps(output) for layer, output in zip(layers, self._outputs(x), strict=True)}
+        self.prefix = Prefix(model, x, layers)
+        self.values = {layer: as_maps(output) for layer, output in zip(layers, self.prefix.values, strict=True)}
         live = live_pixels(x, block)[0]
         self.batches = [Batch(live[start : start + together], self.width, 1) for start in range(0, len(live), together)]
         self.bytes_each = sum(value.nbytes for value in self.values.values()) * together
-
-    def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        with capture(self.model, self.layers) as outputs:
-            self.model(x.clone())
-        return tuple(outputs[layer] for layer in self.layers)
 
     def grids(self, batch: Batch) -> dict[str, Grid]:
         """See `Sweep`."""
@@ -213,7 +247,7 @@ class WholeMapSweep:
 
     def push(self, batches: Sequence[Batch], read: Read, leave: Leave) -> None:
         """See `Sweep`."""
-        derivative = torch.func.vmap(lambda tangent: torch.func.jvp(self._outputs, (self.x,), (tangent,))[1])
+        derivative = torch.func.vmap(self.prefix.derivative)
         for number, batch in enumerate(batches):
             with torch.no_grad():
                 columns = derivative(self._tangents(batch))

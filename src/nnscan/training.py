@@ -109,7 +109,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 512) -> t
     loss, correct, device = 0.0, 0, device_of(model)
     with torch.no_grad(), evaluation(model):
         for start in range(0, len(x), batch_size):
-            scores = logits(model(x[start : start + batch_size].to(device)))
+            scores = logits(model(x[start : start + batch_size].to(device, copy=True)))  # it may change its input
             labels = y[start : start + batch_size].to(device)
             loss += float(nn.functional.cross_entropy(scores, labels, reduction="sum"))
             correct += int((scores.argmax(1) == labels).sum())

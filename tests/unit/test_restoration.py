@@ -89,10 +89,10 @@ CALLS = {
     "guided_backpropagation": lambda model, x, y: guided_backpropagation(model, x, "bn1"),
     "guided_scores": lambda model, x, y: guided_scores(model, x, [0, 1, 2]),
     "first of guided_batches": lambda model, x, y: next(guided_batches(model, x, {"bn": True, "bn1": True})),
-    "similarity": lambda model, x, y: similarity(model, x.detach()),
+    "similarity": lambda model, x, y: similarity(model, x),
     "similarity by method 2": lambda model, x, y: similarity(model, x.detach(), ["bn1"], 2),
-    "sensitivity": lambda model, x, y: sensitivity(model, x.detach(), y, "bn1"),
-    "exact sensitivity": lambda model, x, y: sensitivity(model, x.detach(), y, "bn", exact=True),
+    "sensitivity": lambda model, x, y: sensitivity(model, x, y, "bn1"),
+    "exact sensitivity": lambda model, x, y: sensitivity(model, x, y, "bn", exact=True),
     "filter_image_components": lambda model, x, y: filter_image_components(model, x, "bn1"),
     "components of feature maps": lambda model, x, y: filter_image_components(model, x, "bn1", source="feature_maps"),
     "mean_activation": lambda model, x, y: mean_activation(model, x, "bn1"),
@@ -101,7 +101,7 @@ CALLS = {
     "masked_result": lambda model, x, y: masked_result(model, x, y, {"bn1": [0]}),
     "LayerMasking": lambda model, x, y: LayerMasking(model, x, y, "bn1").each(),
     "LayerMasking by pruning": lambda model, x, y: LayerMasking(model, x, y, "bn", pruned).results([[0], [1, 2]]),
-    "sample_gradients": lambda model, x, y: sample_gradients(model, x.detach(), y),
+    "sample_gradients": lambda model, x, y: sample_gradients(model, x, y),
     "confidences": lambda model, x, y: confidences(model, x),
     "confidence_averages": lambda model, x, y: confidence_averages(model, x, np.arange(3), 3, 1),
     "average_kinds": lambda model, x, y: average_kinds(model, x, np.arange(3), 3, steps=3),
@@ -178,19 +178,34 @@ def test_everything_is_left_as_it_was(name, watched):
         assert state(model, x) == before
 
 
-UNCLONED = ["filter_image_components", "components of feature maps", "mean_activation", "masked_result", "evaluate"]
-UNCLONED += ["sample_gradients"]
-
-
 @pytest.mark.parametrize("name", CALLS)
-def test_a_model_that_changes_its_input_in_place(name, watched, request):
-    if name in UNCLONED:
-        request.applymarker(pytest.mark.xfail(reason="hands the caller's own images to the model", strict=False))
+def test_a_model_that_changes_its_input_in_place(name, watched):
     model, x, y = watched
     model.in_place, x = True, x.detach()
     before = x.clone()
     CALLS[name](model, x, y)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_inside_inference_mode(name, watched):
+    model, x, y = watched
+    with torch.inference_mode():
+        CALLS[name](model, x.detach().clone(), y)
+        assert torch.is_inference_mode_enabled()
+
+
+def test_torchs_settings_between_the_samples_of_a_scan(watched):
+    model, x, _ = watched
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32)
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        settings = [(matmul.allow_tf32, cudnn.allow_tf32) for _ in scan_samples(model, x, precision="float32")]
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+    assert settings
+    assert set(settings) == {(True, True)}
 
 
 @pytest.mark.parametrize("context", [masked, pruned])

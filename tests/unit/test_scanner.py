@@ -388,6 +388,95 @@ def test_a_network_that_cannot_be_followed_is_swept_on_whole_maps(lenet, monkeyp
     assert caplog.text.count("swept on whole maps, which takes longer: refused by the test") == 1
 
 
+class OneByOne(nn.Module):
+    """A network that takes the axis of samples away where there is one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x).unsqueeze(0).relu().squeeze(0))
+
+
+def test_samples_that_cannot_go_together_go_one_by_one(caplog):
+    torch.manual_seed(0)
+    model = OneByOne().double()
+    x = image(5, 1, 8, 8)
+    parts = list(scan_samples(model, x))
+    assert [part.samples.tolist() for part in parts] == [[0], [1], [2], [3], [4]]
+    assert caplog.text.count("samples are scanned one by one: ") == 1
+    assert "whole maps" not in caplog.text
+    expected = torch.cat([filter_images(model, x[index : index + 1], "second") for index in range(5)]).sum(2)
+    found = np.concatenate([part.filter_images["second"] for part in parts])
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_group_that_loses_a_part_goes_one_by_one(lenet, monkeypatch, caplog):
+    model, x, foreground, expected = lenet
+    begin = WindowSweep._start
+
+    def cut(self, batch):
+        windows = begin(self, batch)
+        if self.samples > 1:
+            windows.data[0, -1] = 0
+        return windows
+
+    monkeypatch.setattr(WindowSweep, "_start", cut)
+    parts = list(scan_samples(model, x, foreground, block=4))
+    assert [part.samples.tolist() for part in parts] == [[0], [1], [2]]
+    assert_same(nnscan.moments.concatenate(parts), expected)
+    assert "one by one: a sweep of several together disagrees with torch's derivative" in caplog.text
+
+
+class Attentive(nn.Module):
+    """A network with an operation that has no forward-mode derivative."""
+
+    def __init__(self, in_front: bool) -> None:
+        super().__init__()
+        self.in_front = in_front
+        self.conv, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1)
+        self.attention = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        if self.in_front:
+            x = self.attention(x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
+        return self.attention(self.last(x).repeat(1, 2, 1, 1).flatten(2).mT)
+
+
+def test_what_lies_behind_the_layers_needs_no_derivative(monkeypatch, caplog):
+    torch.manual_seed(0)
+    model, x = Attentive(False).double(), image(2, 1, 8, 8)
+    expected = scan(model, x, layers=["conv", "last"])
+    assert "whole maps" not in caplog.text
+    monkeypatch.setattr(scanner, "Linearisation", refused)
+    assert_same(scan(model, x, layers=["conv", "last"]), expected)
+
+
+def test_an_operation_without_a_derivative_is_named():
+    torch.manual_seed(0)
+    with pytest.raises(ScanError, match=r"the network cannot be scanned: .*transformer_encoder_layer"):
+        scan(Attentive(True).double(), image(1, 1, 8, 8), layers=["last"])
+
+
+def test_filter_images_that_lose_a_part_are_found_out(lenet, monkeypatch, caplog):
+    model, x, *_ = lenet
+    monkeypatch.setattr(scanner, "_forward_is_cheaper", lambda *_: True)
+    expected = filter_images(model, x, "features.3")
+    assert "disagree" not in caplog.text
+    begin = WindowSweep._start
+
+    def cut(self, batch):
+        windows = begin(self, batch)
+        windows.data[0] = 0
+        return windows
+
+    monkeypatch.setattr(WindowSweep, "_start", cut)
+    torch.testing.assert_close(filter_images(model, x, "features.3"), expected, rtol=1e-9, atol=1e-12)
+    assert "filter images of features.3 by windows disagree with torch's derivative" in caplog.text
+
+
 @pytest.mark.parametrize("precision", ["float32", "tf32", "float64"])
 def test_a_precision_may_be_asked_for(lenet, precision):
     model, x, foreground, expected = lenet
