@@ -70,9 +70,15 @@ def peak_gib() -> float:
 
 
 def peak_of(code: str) -> float:
-    """Return the most memory in GiB that a fresh interpreter holds while it runs some code, torch included."""
-    ending = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
-    found = subprocess.run([sys.executable, "-c", code + ending], check=True, capture_output=True, text=True)
+    """Return the most memory in GiB that a fresh interpreter holds while it runs some code, torch included.
+
+    Linux counts to a new process what the one that started it held, so a small one stands between.
+    """
+    between = (
+        "import resource, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20)"
+    )
+    found = subprocess.run([sys.executable, "-c", between, code], check=True, capture_output=True, text=True)
     return float(found.stdout.split()[-1])
 
 

@@ -29,6 +29,7 @@ _BUFFER_BYTES = 256 * 2**20
 
 _DIRECT = 250  # matrices of up to so many rows for each component are decomposed as they are
 _BLOCKS = 40  # of the Krylov space; images of trained filters need 8 to 20
+_ROUNDING = 1e-20  # of the squares: no more than this share is left of images that are all alike
 _ANGLE = 1e-6  # between an eigenvector and its approximation
 _PRODUCT = 2**19  # multiplications: OpenBLAS packs matrices of more than a million, which takes longer than multiplying
 
@@ -159,15 +160,16 @@ def _project(images: NDArray[Any], count: int = 2) -> tuple[NDArray[np.float64],
     """Return what `principal_components` returns, in the calling thread."""
     if images.ndim != 2 or 0 in images.shape:
         raise DataError(f"principal components need images of shape (samples, values), got {images.shape}")
-    centred = images.astype(np.float64, order="C")
-    if not np.isfinite(centred).all():
-        raise DataError("principal components need finite images; these hold NaN or infinity")
     samples, width = images.shape
     points, ratio = np.zeros((samples, count)), np.zeros(count)
-    alike = (centred == centred[0]).all()  # whose mean may be off by rounding
-    centred -= centred.mean(axis=0)
+    mean = images.mean(axis=0, dtype=np.float64)
+    centred = np.subtract(images, mean, dtype=np.float64, order="C")
     variance = float(np.vdot(centred, centred))
-    if alike or variance == 0:
+    if not np.isfinite(variance):
+        raise DataError("principal components need finite images; these hold NaN or infinity")
+    if variance <= _ROUNDING * np.vdot(mean, mean) and (images == images[0]).all():
+        return points, ratio  # all alike; their mean may be off by rounding
+    if variance == 0:
         return points, ratio
     kept = min(count, samples, width)
     found = _by_iteration(centred, kept, variance) if min(samples, width) > _DIRECT * count else None
