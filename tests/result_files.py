@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from nnscan.artifacts import write_frame
-from nnscan.tables import TABLES, Run, read_published
+from nnscan.contents import TABLES
+from nnscan.tables import Run, read_published
 
 
 def put(run: Run, path: str, rows: list[dict]) -> None:

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from nnscan.claims import STATISTICS, Claim, evaluate_claims, interval, read_claims, verdict
+from nnscan.contents import TABLES
 from nnscan.errors import ConfigurationError
-from nnscan.tables import TABLES
 from result_files import (
     make_runs,
     pick,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnscan import tables
+from nnscan import contents
 from nnscan.configuration import parse_study
 from nnscan.layout import (
     CUTTABLE,
@@ -157,7 +157,7 @@ def test_figures_and_tables_of_a_study():
 
 
 def test_every_table_can_be_rendered(repository):
-    assert set(TABLES) == set(tables.TABLES)
+    assert set(TABLES) == set(contents.TABLES)
     assert {path.stem for path in (repository / "workflow" / "published").glob("*_*.csv")} == set(TABLES)
 
 

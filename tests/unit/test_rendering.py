@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from nnscan.claims import evaluate_claims, read_claims
+from nnscan.contents import TABLES
 from nnscan.rendering import latex_text, number, read_csv, readable, render, write_csv
-from nnscan.tables import TABLES, Run
+from nnscan.tables import Run
 from result_files import alexnet_quantities, fill, make_runs, put, put_layers, quantities
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from nnscan.artifacts import write_frame
 from nnscan.claims import evaluate_claims, read_claims
+from nnscan.contents import TABLES
 from nnscan.errors import ArtifactError
 from nnscan.report import Study, write_report
-from nnscan.tables import TABLES, Run, read_published
+from nnscan.tables import Run, read_published
 
 VOID = {"meta", "link", "br", "img", "input"}
 

@@ -12,9 +12,10 @@ import pytest
 
 from nnscan import layout
 from nnscan.artifacts import write_frame
+from nnscan.contents import TABLES
 from nnscan.errors import ArtifactError
 from nnscan.rendering import Cell, readable
-from nnscan.tables import QUANTITIES, TABLES, Run, collect, missing, read_published
+from nnscan.tables import QUANTITIES, Run, collect, missing, read_published
 from result_files import (
     alexnet_quantities,
     fill,

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from nnscan.claims import evaluate_claims, read_claims
+from nnscan.contents import TABLES
 from nnscan.jobs import job
 from nnscan.rendering import render, write_csv
-from nnscan.tables import TABLES, Run, read_published
+from nnscan.tables import Run, read_published
 
 with job(snakemake):
     root = Path(snakemake.output.claims).parent

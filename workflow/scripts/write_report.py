@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from nnscan.artifacts import read_provenance
+from nnscan.contents import TABLES
 from nnscan.jobs import job
 from nnscan.rendering import read_csv
 from nnscan.report import Study, write_report
-from nnscan.tables import TABLES
 
 with job(snakemake):
     params, root = snakemake.params, Path(snakemake.output.report).parent

@@ -1,0 +1,268 @@
+"""The tables of Wang Xinyuan's bachelor's thesis, and the statistics of the claims that the thesis makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from nnscan.tables import (
+    MISSING,
+    Row,
+    Run,
+    Table,
+    UndefinedStatistic,
+    assemble,
+    mean_of,
+    measure,
+    percent,
+    positions,
+    published_rows,
+    records_of,
+    reduced,
+    summarise,
+    values_of,
+)
+
+_THESIS = "Wang Xinyuan, bachelor's thesis, table"
+
+PRUNING = "experiments/pruning.parquet"
+LAYERS = "experiments/layers.parquet"
+RESULTS = "training/results.csv"
+OVERFITTED_RESULTS = "training/overfitted_results.csv"
+
+LAST_EPOCH = "third3"  # the thesis keeps the model after its last epoch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chapter 4: training
+
+
+def training_results(frame: pd.DataFrame) -> list[Row]:
+    """Return the losses and the test accuracy (%) of each checkpoint."""
+    names = {("train", "loss"): "training loss", ("test", "loss"): "test loss", ("test", "accuracy"): "test accuracy"}
+    rows = []
+    for result in records_of(frame):
+        for (split, column), quantity in names.items():
+            if result["split"] == split:
+                value = float(result[column]) * (100 if column == "accuracy" else 1)
+                rows.append({"checkpoint": result["checkpoint"], "quantity": quantity, "value": value})
+    return rows
+
+
+def table_training(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
+    """Fill thesis 4-1: losses and accuracy after training. Source: Wang Xinyuan, bachelor's thesis, ch. 4."""
+    measured = measure(runs, RESULTS, training_results, "not trained")
+    measured += measure(runs, OVERFITTED_RESULTS, training_results, "no overfitted checkpoint")
+    ours = summarise(measured, ("checkpoint",), "no such checkpoint")
+    rows = published_rows(published, runs, checkpoint=LAST_EPOCH)
+    return assemble(ours, rows, published, ("checkpoint",), "not trained by nnscan")
+
+
+def accuracy_after_training(run: Run) -> float:
+    """Return the test accuracy after the last regular epoch (%)."""
+    rows = reduced(run, RESULTS, training_results)
+    return values_of(rows, "accuracy undefined", checkpoint=LAST_EPOCH, quantity="test accuracy")[0]
+
+
+def loss_gap_after_training(run: Run) -> float:
+    """Return the test loss minus the training loss after the last regular epoch."""
+    rows = reduced(run, RESULTS, training_results)
+    test, training = (
+        values_of(rows, "loss not finite", checkpoint=LAST_EPOCH, quantity=f"{split} loss")[0]
+        for split in ("test", "training")
+    )
+    return test - training
+
+
+_TABLES_4 = (
+    Table(
+        id="thesis_4-1",
+        title="Losses and test accuracy after training",
+        source=f"{_THESIS} 4-1",
+        direction="test loss above training loss",
+        inputs=(RESULTS, OVERFITTED_RESULTS),
+        function=table_training,
+        columns="quantity",
+        caption="The thesis keeps the network after the last of 30 epochs, so its values stand beside our "
+        "checkpoint after the regular training. Losses are mean cross-entropies, the accuracy is in percent. "
+        "A study on part of a data set, or with fewer epochs, need not reach the published accuracy.",
+    ),
+)
+_STATISTICS_4 = (
+    accuracy_after_training,
+    loss_gap_after_training,
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chapter 5: pruning
+
+
+def pruned_accuracies(frame: pd.DataFrame) -> list[Row]:
+    """Return the accuracy (0 to 1) left without each group of neurons, by layer and pruned share."""
+    places = positions(frame)
+    names = {"most": "most similar", "least": "least similar", "random": "random neurons"}
+    rows = []
+    for (layer, _), part in frame.groupby(["layer", "fraction"]):
+        keys = {"position": places[str(layer)], "layer": layer, "pruned": percent(part["fraction"].iloc[0])}
+        accuracy = {str(group): mean_of(draws["accuracy"]) for group, draws in part.groupby("group")}
+        rows.append({**keys, "quantity": "neurons", "value": float(part["neurons"].iloc[0])})
+        for group in (group for group in names if group in accuracy):
+            rows.append({**keys, "quantity": f"accuracy, {names[group]} pruned", "value": accuracy[group]})
+        if {"most", "least"} <= accuracy.keys():
+            rows.append({**keys, "quantity": "difference", "value": accuracy["most"] - accuracy["least"]})
+    return rows
+
+
+def cut_results(frame: pd.DataFrame) -> list[Row]:
+    """Return the parameters and the test accuracy (%) of each network that was cut and retrained, and of the whole."""
+    return [
+        {"convolutions": result["convolutions"], "chosen": bool(result["chosen"]), "quantity": quantity, "value": value}
+        for result in records_of(frame)
+        for quantity, value in (
+            ("parameters", float(result["parameters"])),
+            ("test accuracy", 100 * float(result["accuracy"])),
+        )
+    ]
+
+
+def table_pruning(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
+    """Fill thesis 5-1: accuracy after pruning by similarity. Source: Wang Xinyuan, bachelor's thesis, ch. 5."""
+    keys = ("position", "layer", "pruned")
+    ours = summarise(measure(runs, PRUNING, pruned_accuracies, "nothing pruned"), keys, "accuracy undefined")
+    fractions = published[published["quantity"] == "pruned fraction"].set_index("layer")["value"]
+    rows = published_rows(published[published["quantity"] != "pruned fraction"], runs)
+    for row in rows:
+        layer = row.pop("layer")
+        row["position"], row["pruned"] = int(layer) + 1, percent(fractions[layer] / 100)
+    return assemble(ours, rows, published, keys, "this share of this layer was not pruned in these runs")
+
+
+def _with_choices(measured: list[Row]) -> list[Row]:
+    """Return the rows with the choices of all seeds in words: "yes", "no" or "in 1 of 3 seeds"."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    choosing: dict[tuple[str, str, int], set[int]] = {}
+    rows = [row for row in measured if row["quantity"] != MISSING]
+    for row in rows:
+        seeds.setdefault((row["dataset"], row["model"]), set()).add(row["seed"])
+        chosen = choosing.setdefault((row["dataset"], row["model"], row["convolutions"]), set())
+        chosen.update({row["seed"]} if row["chosen"] else ())
+
+    def choice(row: Row) -> str:
+        every, chosen = seeds[row["dataset"], row["model"]], choosing[row["dataset"], row["model"], row["convolutions"]]
+        return "no" if not chosen else "yes" if chosen == every else f"in {len(chosen)} of {len(every)} seeds"
+
+    return [row if row["quantity"] == MISSING else {**row, "chosen": choice(row)} for row in measured]
+
+
+def table_layers(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
+    """Fill thesis 5-1, layers: networks cut after a layer. Source: Wang Xinyuan, bachelor's thesis, ch. 5.1."""
+    keys = ("convolutions", "chosen")
+    measured = _with_choices(measure(runs, LAYERS, cut_results, "not cut, or it cannot be cut"))
+    ours = summarise(measured, keys, "the similarity curve chose another cut")
+    cuts = {(row["dataset"], row["model"], row["convolutions"]) for row in ours}
+    rows = published_rows(published[published["quantity"] != "best test accuracy"], runs)
+    for row in rows:
+        row["convolutions"] = int(row["convolutions"])
+        if (row["dataset"], row["model"], row["convolutions"]) in cuts:
+            del row["chosen"]  # the same network stands beside ours, whichever curve chose it
+    return assemble(ours, rows, published, keys, "not one of the cuts of these runs")
+
+
+def _damages(run: Run, other: str) -> list[float]:
+    """Return per layer how much less accuracy is left when the most similar are pruned, instead of the other group."""
+    rows = reduced(run, PRUNING, pruned_accuracies)
+    most, others = (
+        values_of(rows, "accuracy undefined", quantity=f"accuracy, {group} pruned") for group in ("most similar", other)
+    )
+    return [b - a for a, b in zip(most, others, strict=True)]
+
+
+def most_over_least_damage(run: Run) -> float:
+    """Return the accuracy left without the least similar neurons minus without the most similar, mean over layers."""
+    return float(np.mean(_damages(run, "least similar")))
+
+
+def layers_where_most_hurts_more(run: Run) -> float:
+    """Return the share of layers that keep less accuracy without the most than without the least similar neurons."""
+    return float(np.mean([damage > 0 for damage in _damages(run, "least similar")]))
+
+
+def most_over_random_damage(run: Run) -> float:
+    """Return the accuracy left without random neurons minus without the most similar, mean over layers."""
+    return float(np.mean(_damages(run, "random neurons")))
+
+
+def _cuts(run: Run) -> tuple[int, dict[int, float]]:
+    """Return after how many convolutions the similarity curve cuts, and the test accuracy (%) by convolutions kept.
+
+    Raises:
+        UndefinedStatistic: The curve peaks at the last layer, or there is no file.
+    """
+    rows = reduced(run, LAYERS, cut_results)
+    kept = {row["convolutions"]: row["chosen"] for row in rows}
+    accuracies = {
+        count: values_of(rows, "accuracy undefined", convolutions=count, quantity="test accuracy")[0] for count in kept
+    }
+    cut = next(count for count, chosen in kept.items() if chosen)
+    if cut == max(kept):
+        raise UndefinedStatistic("the similarity curve peaks at the last layer: nothing is cut")
+    return cut, accuracies
+
+
+def cut_over_whole(run: Run) -> float:
+    """Return the test accuracy of the network cut where the similarity curve peaks minus that of the whole one (pp)."""
+    cut, accuracies = _cuts(run)
+    return accuracies[cut] - accuracies[max(accuracies)]
+
+
+def cut_over_later(run: Run) -> float:
+    """Return the test accuracy of the network cut where the similarity curve peaks minus that one layer later (pp)."""
+    cut, accuracies = _cuts(run)
+    return accuracies[cut] - accuracies[cut + 1]
+
+
+_TABLES_5 = (
+    Table(
+        id="thesis_5-1",
+        title="Test accuracy after pruning the most or the least similar neurons of one layer",
+        source=f"{_THESIS} 5-1",
+        direction="lower when the most similar neurons are pruned",
+        inputs=(PRUNING,),
+        function=table_pruning,
+        columns="quantity",
+        caption="In one layer at a time the given share of neurons (filters) is set to zero without retraining: "
+        "those with the highest mean similarity to the class averages, those with the lowest, or random ones "
+        "(mean over draws). 'difference' is most minus least. The source prunes 40 % only, so its values stand "
+        "beside ours where we prune as much. It prints 512 neurons for its layer 3 "
+        "(position 4), where VGG-11 and the parameter count printed in the source have 256.",
+    ),
+    Table(
+        id="thesis_5-1_layers",
+        title="Layer removal",
+        source="Wang Xinyuan, bachelor's thesis, ch. 5.1",
+        direction="higher accuracy where the similarity curve cuts than one layer later, and than whole",
+        inputs=(LAYERS,),
+        function=table_layers,
+        columns="quantity",
+        caption="The network is cut after a convolution, closed with global pooling and a head like its own, and "
+        "trained like the whole one: cut after the layer where the mean similarity over filters and classes peaks "
+        "('chosen'), one layer later, and whole. The accuracy is that of the test split after the last epoch. A "
+        "published value stands beside the network with as many convolutions, whichever ours chose; the source "
+        "chose 4. For 5 convolutions it prints 77.8 % as best and 76.8 % as final accuracy, of which the latter is "
+        "shown, and no number of parameters.",
+    ),
+)
+_STATISTICS_5 = (
+    most_over_least_damage,
+    layers_where_most_hurts_more,
+    most_over_random_damage,
+    cut_over_whole,
+    cut_over_later,
+)
+
+
+TABLES = {table.id: table for table in (*_TABLES_4, *_TABLES_5)}
+STATISTICS = {function.__name__: function for function in (*_STATISTICS_4, *_STATISTICS_5)}
