@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from nnscan.contents import STATISTICS, TABLES
+from nnscan.contents import CONTENTS, STATISTICS
 from nnscan.errors import ArtifactError, ConfigurationError, did_you_mean
 from nnscan.tables import Run, UndefinedStatistic, named_seeds, records_of, sort_key, typed
 
@@ -33,7 +33,7 @@ class Claim:
 
     Attributes:
         id: Name of the claim.
-        table: Id of the table that it speaks about.
+        table: Id of the table or figure that it speaks about (`contents.CONTENTS`).
         statement: The claim in a sentence.
         statistic: Name of a function in `STATISTICS`.
         direction: "greater" or "less".
@@ -69,7 +69,7 @@ def read_claims(path: str | Path) -> list[Claim]:
         raise ArtifactError(f"{path} does not exist; the published claims belong in workflow/published/claims.csv")
     claims = []
     for row in records_of(pd.read_csv(path, dtype=str, keep_default_na=False)):
-        for column, known in (("table", TABLES), ("statistic", STATISTICS), ("direction", ("greater", "less"))):
+        for column, known in (("table", CONTENTS), ("statistic", STATISTICS), ("direction", ("greater", "less"))):
             if row[column] not in known:
                 asked = f"claim {row['id']!r} in {path} names the {column} {row[column]!r}"
                 raise ConfigurationError(asked + did_you_mean(row[column], known))

@@ -17,38 +17,71 @@ from nnscan.configuration import ModelConfig, Study
 CUTTABLE = {"simple_cnn": 3, "vgg11": 8, "vgg16": 13}
 """Models of the zoo that can be cut after a convolution, with their number of convolutions."""
 
-FIGURES = {
-    "class_averages": "Class-average images",
-    "learning_images": "Learning images of the strongest and weakest neurons",
-    "quantity": "Feature quantity by layer",
-    "similarity": "Similarity by layer",
-    "aipc": "Accuracy when filters are masked step by step",
-    "training": "Training curves",
-    "anomaly": "Anomaly filters and their outlier samples",
-}
-"""The figures of a data set and model, by file name, with their titles."""
 
-FIGURE_CAPTIONS = {
-    "class_averages": "Each column is a class, each row a way to average its training images: all of them, stretched "
-    "to the class's range (simple); those of highest and of lowest confidence; the simple one after gradient ascent on "
-    "the class's score. The number is the network's confidence that the average belongs to its class. First seed.",
-    "learning_images": "Which input pixels reach a neuron, and with what weight: red raises its value, blue lowers "
-    "it. Early layers see a few pixels, late ones the whole object. The input stands above each learning image. First "
-    "seed.",
-    "quantity": "FQ weighs how well a neuron's learning image matches the foreground (SSIM) by how much of it the "
-    "neuron sees. SSIM alone is high for nearly blank images; FQ is not.",
-    "similarity": "Cosine between a class average (method 1), or the guided-backpropagation image of its class score "
-    "(method 2), and each neuron's guided-backpropagation image: mean and standard deviation over the filters of a "
-    "layer. Thin lines are classes.",
-    "aipc": "Filters are masked from the highest value of a property down. A curve that falls faster than the random "
-    "one means that the property finds filters on which the accuracy rests.",
-    "training": "Left: the regular training, whose lowest validation loss is the well-trained model. Right: the long "
-    "training without regularisation that ends in the overfitted model.",
-    "anomaly": "Left: how many filters are anomalies. Right: each point is an image of the training set as one filter "
-    "sees it; a few points far away from a dense cloud make an anomaly filter. Of the last checkpoint and first seed: "
-    "anomaly filters first, then filters with outliers, by CH index.",
+class Figure(NamedTuple):
+    """A figure of a data set and model.
+
+    Attributes:
+        rule: The rule that draws it.
+        title: What it shows.
+        caption: How to read it.
+    """
+
+    rule: str
+    title: str
+    caption: str
+
+
+FIGURES = {
+    "class_averages": Figure(
+        "draw_figures",
+        "Class-average images",
+        "Each column is a class, each row a way to average its training images: all of them, stretched to the "
+        "class's range (simple); those of highest and of lowest confidence; the simple one after gradient "
+        "ascent on the class's score. The number is the network's confidence that the average belongs to its "
+        "class. First seed.",
+    ),
+    "learning_images": Figure(
+        "draw_figures",
+        "Learning images of the strongest and weakest neurons",
+        "Which input pixels reach a neuron, and with what weight: red raises its value, blue lowers it. Early "
+        "layers see a few pixels, late ones the whole object. The input stands above each learning image. "
+        "First seed.",
+    ),
+    "quantity": Figure(
+        "draw_figures",
+        "Feature quantity by layer",
+        "FQ weighs how well a neuron's learning image matches the foreground (SSIM) by how much of it the "
+        "neuron sees. SSIM alone is high for nearly blank images; FQ is not.",
+    ),
+    "similarity": Figure(
+        "draw_figures",
+        "Similarity by layer",
+        "Cosine between a class average (method 1), or the guided-backpropagation image of its class score "
+        "(method 2), and each neuron's guided-backpropagation image: mean and standard deviation over the "
+        "filters of a layer. Thin lines are classes.",
+    ),
+    "aipc": Figure(
+        "draw_figures",
+        "Accuracy when filters are masked step by step",
+        "Filters are masked from the highest value of a property down. A curve that falls faster than the "
+        "random one means that the property finds filters on which the accuracy rests.",
+    ),
+    "training": Figure(
+        "draw_figures",
+        "Training curves",
+        "Left: the regular training, whose lowest validation loss is the well-trained model. Right: the long "
+        "training without regularisation that ends in the overfitted model.",
+    ),
+    "anomaly": Figure(
+        "draw_figures",
+        "Anomaly filters and their outlier samples",
+        "Left: how many filters are anomalies. Right: each point is an image of the training set as one "
+        "filter sees it; a few points far away from a dense cloud make an anomaly filter. Of the last "
+        "checkpoint and first seed: anomaly filters first, then filters with outliers, by CH index.",
+    ),
 }
-"""How to read each figure."""
+"""The figures of a data set and model, by file name, in the order of the report."""
 
 TABLES = (
     "slides_4-2", "slides_4-3", "slides_5-1", "slides_5-2", "slides_6-2", "slides_6-3", "slides_6-5",
@@ -188,6 +221,10 @@ class Layout:
         """Return the files of the study's tables."""
         return [f"{self.root}/tables/{table}.{form}" for table in TABLES for form in FORMATS]
 
+    def figures_of(self, rule: str) -> dict[str, str]:
+        """Return the titles of the figures that a rule draws, by name."""
+        return {name: figure.title for name, figure in FIGURES.items() if figure.rule == rule}
+
     def figures(self) -> list[str]:
         """Return the files of the study's figures."""
         return [
@@ -200,11 +237,11 @@ class Layout:
     def captioned_figures(self) -> list[list[str]]:
         """Return title, explanation and file of each figure, in the order of the report."""
         return [
-            [f"{title}: {model.name} on {dataset.name}", FIGURE_CAPTIONS[figure],
-             f"{self.root}/figures/{dataset.name}/{model.name}/{figure}.png"]
+            [f"{figure.title}: {model.name} on {dataset.name}", figure.caption,
+             f"{self.root}/figures/{dataset.name}/{model.name}/{name}.png"]
             for dataset in self.study.datasets
             for model in self.study.models
-            for figure, title in FIGURES.items()
+            for name, figure in FIGURES.items()
         ]  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from nnscan.errors import NnscanError
 from nnscan.layout import (
     CHECKPOINTS,
     CUTTABLE,
-    FIGURES,
     TABLES,
     Layout,
     either,

@@ -75,7 +75,7 @@ rule draw_figures:
                 subcategory="{dataset} {model}",
                 labels={"figure": title},
             )
-            for name, title in FIGURES.items()
+            for name, title in layout.figures_of("draw_figures").items()
         },
     log:
         layout.log("draw_figures", "dataset", "model"),
