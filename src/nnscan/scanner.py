@@ -230,7 +230,8 @@ def _sum_agrees(model: nn.Module, x: Tensor, layer: str, chosen: Sequence[int], 
     """Whether the sum of each filter image, with random signs, is what torch's derivative along these signs gives."""
     signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
     prefix = Prefix(model, x, [layer])
-    expected = (prefix.derivative(x * signs)[0] * prefix.values[0].relu())[:, chosen].flatten(2).sum(2)
+    products = prefix.derivative(x * signs)[0] * prefix.values[0].relu()
+    expected = products[:, chosen].reshape(len(x), len(chosen), -1).sum(2)
     error = ((images * signs[:, None]).flatten(2).sum(2) - expected).abs()
     size = images.flatten(2).norm(dim=2)  # about that of a sum with random signs
     return bool((error <= CHECK_TOLERANCE[x.dtype] * size.amax(1, keepdim=True) + torch.finfo(x.dtype).tiny).all())
