@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnscan.moments import QUANTITIES, REGIONS, SUPPORT
+from nnscan.moments import IMAGES, QUANTITIES, REGIONS, SUPPORT
 from nnscan.windows import Grid, Windows, map_rows
 
 TILE_BYTES = 2**20
@@ -114,6 +114,7 @@ class LayerSums:
         self.value = map_rows(value)[:-1].view(self.samples * self.rows * self.columns, 1, self.filters)
         self.open = self.value > 0 if gate else torch.ones_like(self.value, dtype=torch.bool)
         self.feature_map = map_rows(value.relu())
+        self.gates = map_rows((value > 0).to(value.dtype) if gate else torch.ones_like(value))
         count = len(self.value)
         self.maximum = self.value.new_zeros((count, 1, self.filters))
         self.minimum = self.value.new_full((count, 1, self.filters), torch.inf)
@@ -126,6 +127,7 @@ class LayerSums:
         self.total = torch.zeros_like(self.cross)
         self.square = torch.zeros_like(self.cross)
         self.filter_image = self.value.new_zeros((self.samples, weights.shape[1], self.filters))
+        self.absolute_image = torch.zeros_like(self.filter_image)
         self.reached = torch.zeros((count, 1, 1), dtype=torch.int64, device=value.device)
 
     def begin(self, batches: Sequence[Batch], grids: Sequence[Grid], alone: bool, scratch: Scratch) -> None:
@@ -171,7 +173,7 @@ class LayerSums:
         self.pixel = pixel.to(self.value.device)
 
     def add(self, number: int, windows: Windows, images: bool) -> None:
-        """Lay a batch's windows on the planes; with `images` add its share of the filter images too."""
+        """Lay a batch's windows on the planes; with `images` add its share of the images of filters too."""
         batch, slot, samples = self.batches[number], self.slots[number], self.samples
         pixels = torch.from_numpy(np.where(batch.pixels < 0, self.weights.shape[1] - 1, batch.pixels))
         pixels = pixels.to(self.value.device)
@@ -194,9 +196,13 @@ class LayerSums:
             self.pixel.index_copy_(0, target, pixels[:, None].expand_as(index).reshape(-1))
         if not images:
             return
-        share = layer_windows.scaled(self.feature_map).data.sum((1, 2))
-        for sample in range(samples):  # a pixel has one tangent in a whole sweep
-            self.filter_image[sample].index_copy_(0, pixels[sample::samples], share[sample::samples])
+        open_size = layer_windows.scaled(self.gates).data.abs_()
+        for image, share in (
+            (self.filter_image, layer_windows.scaled(self.feature_map).data.sum((1, 2))),
+            (self.absolute_image, open_size.sum((1, 2))),
+        ):
+            for sample in range(samples):  # a pixel has one tangent in a whole sweep
+                image[sample].index_copy_(0, pixels[sample::samples], share[sample::samples])
 
     def _tiles(self) -> list[tuple[slice, Tensor, Tensor]]:
         """Return tiles: places, their planes (n, Q, K), and the pixels' weights (n or 1, 8, Q)."""
@@ -286,7 +292,7 @@ class LayerSums:
         rows["activation"] = self.value
         return {name: self._maps(rows[name]).cpu().numpy() for name in QUANTITIES}
 
-    def images(self) -> NDArray[np.floating]:
-        """Return the filter images (S, K, P)."""
-        found: NDArray[np.floating] = self.filter_image[:, :-1].transpose(1, 2).cpu().numpy()
-        return found
+    def images(self) -> dict[str, NDArray[np.floating]]:
+        """Return the images of the filters, by the names of `moments.IMAGES`, each (S, K, P)."""
+        found = {"filter_images": self.filter_image, "absolute_images": self.absolute_image}
+        return {name: found[name][:, :-1].transpose(1, 2).cpu().numpy() for name in IMAGES}

@@ -41,6 +41,9 @@ REGIONAL = {
 }
 """Quantities over a region, with their meaning."""
 
+IMAGES = {"filter_images": "L^k = sum of I f over positions", "absolute_images": "sum of |I| over positions"}
+"""Images of filters, with their meaning."""
+
 REGIONS = ("foreground", "background")
 QUANTITIES = (*WHOLE, *(f"{quantity}_{region}" for region in REGIONS for quantity in REGIONAL))
 
@@ -60,6 +63,7 @@ class Moments:
         masked: Whether the samples had foreground masks.
         block: Side b of the blocks.
         filter_images: For each layer the images L^k = sum over positions of I f, (N, K, H / b, W / b).
+        absolute_images: For each layer the sum over positions of |I|, of the same shape: where a filter looks at all.
     """
 
     layers: Mapping[str, Mapping[str, Array]]
@@ -69,6 +73,7 @@ class Moments:
     masked: bool
     block: int = 1
     filter_images: Mapping[str, Array] = field(default_factory=dict)
+    absolute_images: Mapping[str, Array] = field(default_factory=dict)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per layer, neuron and sample: layer, filter, row, column, sample, then the quantities."""
@@ -99,6 +104,7 @@ class Moments:
             self.masked,
             self.block,
             {name: images for name, images in self.filter_images.items() if name == layer},
+            {name: images for name, images in self.absolute_images.items() if name == layer},
         )
 
 
@@ -126,6 +132,7 @@ def concatenate(parts: Sequence[Moments]) -> Moments:
         first.masked,
         first.block,
         {layer: np.concatenate([part.filter_images[layer] for part in parts]) for layer in first.filter_images},
+        {layer: np.concatenate([part.absolute_images[layer] for part in parts]) for layer in first.absolute_images},
     )
 
 
@@ -164,9 +171,10 @@ def write_moments(path: str | Path, parts: Iterable[Moments], count: int, origin
                         meaning = WHOLE.get(quantity) or REGIONAL[quantity.rsplit("_", 1)[0]]
                         shape = (count, *arrays[quantity].shape[1:])
                         _create(group, quantity, shape, arrays[quantity].dtype, "sample filter row column", meaning)
-                for layer, images in part.filter_images.items():
-                    shape = (count, *images.shape[1:])
-                    _create(file, f"filter_images/{layer}", shape, images.dtype, "sample filter row column", "L^k")
+                for kind, meaning in IMAGES.items():
+                    for layer, images in getattr(part, kind).items():
+                        shape = (count, *images.shape[1:])
+                        _create(file, f"{kind}/{layer}", shape, images.dtype, "sample filter row column", meaning)
             rows = slice(position, position + len(part.samples))
             if rows.stop > count:
                 raise ArtifactError(f"{path}: more than the {count} samples announced")
@@ -175,8 +183,9 @@ def write_moments(path: str | Path, parts: Iterable[Moments], count: int, origin
             for layer, arrays in part.layers.items():
                 for quantity in QUANTITIES:
                     file[f"layers/{layer}/{quantity}"][rows] = arrays[quantity]
-            for layer, images in part.filter_images.items():
-                file[f"filter_images/{layer}"][rows] = images
+            for kind in IMAGES:
+                for layer, images in getattr(part, kind).items():
+                    file[f"{kind}/{layer}"][rows] = images
             position = rows.stop
         if position != count:
             raise ArtifactError(f"{path}: {position} samples came, {count} were announced")
@@ -196,10 +205,10 @@ class MomentsFile:
         self.file = file
         self.layers: list[str] = list(file["layers"])
 
-    def read(self, layer: str, filter_images: bool = True) -> Moments:
-        """Return the moments (and the filter images) of one layer."""
+    def read(self, layer: str, images: bool = True) -> Moments:
+        """Return the moments (and the images of filters) of one layer."""
         group = self.file[f"layers/{layer}"]
-        images = {layer: self.file[f"filter_images/{layer}"][()]} if filter_images else {}
+        found = [{layer: self.file[f"{kind}/{layer}"][()]} if images else {} for kind in IMAGES]
         return Moments(
             {layer: {quantity: group[quantity][()] for quantity in QUANTITIES}},
             self.file["samples"][()],
@@ -207,11 +216,11 @@ class MomentsFile:
             self.file["foreground_pixels"][()],
             bool(self.file.attrs["masked"]),
             int(self.file.attrs["block"]),
-            images,
+            *found,
         )
 
 
-def read_layers(paths: Sequence[str | Path], filter_images: bool = True) -> Iterator[tuple[str, Moments]]:
+def read_layers(paths: Sequence[str | Path], images: bool = True) -> Iterator[tuple[str, Moments]]:
     """Yield each layer's moments, joined over the shards of a scan, one layer in memory at a time."""
     with open_moments(paths[0]) as first:
         layers = first.layers
@@ -219,5 +228,5 @@ def read_layers(paths: Sequence[str | Path], filter_images: bool = True) -> Iter
         parts = []
         for path in paths:
             with open_moments(path) as file:
-                parts.append(file.read(layer, filter_images))
+                parts.append(file.read(layer, images))
         yield layer, concatenate(parts)

@@ -207,7 +207,7 @@ def _correlation(a: Array, b: Array) -> Array:
 
 def scan_quantity(paths: Sequence[str | Path], noise: Noise = "linear", form: Form = "printed") -> pd.DataFrame:
     """Return `neuron_quantity` of the shards of a scan on disk."""
-    return neuron_quantity(read_layers(paths, filter_images=False), noise, form)
+    return neuron_quantity(read_layers(paths, images=False), noise, form)
 
 
 def knee(values: Array) -> float:

@@ -39,7 +39,7 @@ from nnscan.models import (
     resolve_layer,
     smooth_operations,
 )
-from nnscan.moments import Moments, concatenate
+from nnscan.moments import IMAGES, Moments, concatenate
 from nnscan.sweeps import CACHE_BYTES, Prefix, Sweep, WholeMapSweep, WindowSweep, block_sum
 from nnscan.windows import Windows, map_rows
 
@@ -378,7 +378,7 @@ def scan_samples(
                 masks[part].sum(1).cpu().numpy(),
                 foreground is not None,
                 block,
-                images,
+                **images,
             )
             start = part.stop
 
@@ -401,14 +401,18 @@ class _Scanner:
 
     def scan(
         self, x: Tensor, masks: Tensor, regions: bool, progress: Callable[[float], object]
-    ) -> tuple[dict[str, dict[str, NDArray[np.floating]]], dict[str, NDArray[np.floating]]]:
-        """Return the arrays of moments and the filter images of some samples, by layer."""
+    ) -> tuple[dict[str, dict[str, NDArray[np.floating]]], dict[str, dict[str, NDArray[np.floating]]]]:
+        """Return the arrays of moments of some samples, by layer, and the images of filters, by kind and layer."""
         sums, fits = self._scan(x, masks, regions, progress)
         self.together = min(fits, self.most)
         height, width = x.shape[-2] // self.block, x.shape[-1] // self.block
+        images = {layer: found.images() for layer, found in sums.items()}
         return (
             {layer: found.arrays() for layer, found in sums.items()},
-            {layer: found.images().reshape(len(x), -1, height, width) for layer, found in sums.items()},
+            {
+                kind: {layer: found[kind].reshape(len(x), -1, height, width) for layer, found in images.items()}
+                for kind in IMAGES
+            },
         )
 
     def shrink(self, reason: torch.OutOfMemoryError | LinearisationError) -> bool:
@@ -554,7 +558,7 @@ def scan(
             1 %). None: the type of x.
 
     Returns:
-        The moments of all neurons and samples, with the filter images.
+        The moments of all neurons and samples, with the images of filters.
 
     Raises:
         LayerError: The model has no such layer.

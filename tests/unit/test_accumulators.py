@@ -8,7 +8,7 @@ import torch
 
 from nnscan import accumulators
 from nnscan.accumulators import Batch, LayerSums, Scratch, _colours, pixel_weights
-from nnscan.moments import QUANTITIES, SUPPORT
+from nnscan.moments import IMAGES, QUANTITIES, SUPPORT
 from nnscan.windows import Grid, Windows
 
 HEIGHT, WIDTH = 4, 3
@@ -133,7 +133,12 @@ def assert_sums(sums: LayerSums, sweep: Sweep, gate: bool, regions: bool) -> Non
         assert arrays[quantity].dtype == sweep.value.numpy().dtype
         np.testing.assert_allclose(arrays[quantity], expected[quantity], rtol=1e-12, atol=1e-13, err_msg=quantity)
     images = np.einsum("spkhw,skhw->skp", sweep.columns.numpy(), sweep.value.relu().numpy())
-    np.testing.assert_allclose(sums.images(), images, rtol=1e-12, atol=1e-13)
+    gate_open = (sweep.value > 0).numpy() if gate else np.ones(sweep.value.shape)
+    sizes = np.einsum("spkhw,skhw->skp", np.abs(sweep.columns.numpy()), gate_open)
+    found = sums.images()
+    assert list(found) == list(IMAGES)
+    np.testing.assert_allclose(found["filter_images"], images, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(found["absolute_images"], sizes, rtol=1e-12, atol=1e-13)
     check = np.einsum("spkhw,sp->skhw", sweep.columns.numpy(), sweep.signs.numpy())
     np.testing.assert_allclose(sums.checksum().numpy(), check, rtol=1e-12, atol=1e-13)
 

@@ -10,6 +10,7 @@ import pytest
 from nnscan.artifacts import create_hdf5, provenance, read_provenance
 from nnscan.errors import ArtifactError
 from nnscan.moments import (
+    IMAGES,
     QUANTITIES,
     REGIONAL,
     WHOLE,
@@ -37,13 +38,16 @@ def moments(samples: list[int], seed: int = 0, block: int = 2, masked: bool = Tr
         rng.integers(1, 12, count),
         masked,
         block,
-        {layer: rng.random((count, shape[0], 3, 4), dtype=np.float32) for layer, shape in layers.items()},
+        *(
+            {layer: rng.random((count, shape[0], 3, 4), dtype=np.float32) for layer, shape in layers.items()}
+            for _ in IMAGES
+        ),
     )
 
 
 def assert_equal(one: Moments, two: Moments) -> None:
     assert list(one.layers) == list(two.layers)
-    assert list(one.filter_images) == list(two.filter_images)
+    assert [list(getattr(one, kind)) for kind in IMAGES] == [list(getattr(two, kind)) for kind in IMAGES]
     assert (one.pixels, one.block, one.masked) == (two.pixels, two.block, two.masked)
     np.testing.assert_array_equal(one.samples, two.samples)
     np.testing.assert_array_equal(one.foreground_pixels, two.foreground_pixels)
@@ -52,8 +56,8 @@ def assert_equal(one: Moments, two: Moments) -> None:
         for quantity in QUANTITIES:
             np.testing.assert_array_equal(one.layers[layer][quantity], two.layers[layer][quantity])
             assert one.layers[layer][quantity].dtype == two.layers[layer][quantity].dtype
-    for layer in one.filter_images:
-        np.testing.assert_array_equal(one.filter_images[layer], two.filter_images[layer])
+        for kind in IMAGES if layer in one.filter_images else ():
+            np.testing.assert_array_equal(getattr(one, kind)[layer], getattr(two, kind)[layer])
 
 
 def test_the_quantities():
@@ -100,7 +104,8 @@ def test_concatenate_joins_samples_in_order():
         for quantity in QUANTITIES:
             np.testing.assert_array_equal(joined.layers[layer][quantity][:2], first.layers[layer][quantity])
             np.testing.assert_array_equal(joined.layers[layer][quantity][2:], second.layers[layer][quantity])
-        np.testing.assert_array_equal(joined.filter_images[layer][2:], second.filter_images[layer])
+        for kind in IMAGES:
+            np.testing.assert_array_equal(getattr(joined, kind)[layer][2:], getattr(second, kind)[layer])
     assert_equal(concatenate([first]), first)
     by_parts = pd.concat([first.to_dataframe(), second.to_dataframe()])
     keys = ["layer", "filter", "row", "column", "sample"]
@@ -140,7 +145,7 @@ def test_a_scan_comes_back_from_disk(tmp_path):
         assert file.layers == ["features.3", "features.10", "head.1"]  # by depth, not by name
         for layer in file.layers:
             assert_equal(file.read(layer), whole.select(layer))
-            assert file.read(layer, filter_images=False).filter_images == {}
+            assert file.read(layer, images=False).filter_images == {}
     assert read_provenance(path).items() >= {"kind": "scan", "checkpoint": "c", "seed": "0"}.items()
     assert list(path.parent.iterdir()) == [path]
 
@@ -162,7 +167,7 @@ def test_layers_of_several_shards(tmp_path):
     assert [layer for layer, _ in found] == list(SHAPES)
     for layer, part in found:
         assert_equal(part, whole.select(layer))
-    assert [part.filter_images for _, part in read_layers(paths, filter_images=False)] == [{}, {}, {}]
+    assert [part.filter_images for _, part in read_layers(paths, images=False)] == [{}, {}, {}]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
@@ -220,7 +225,7 @@ def test_double_precision_is_kept(tmp_path):
             for layer, arrays in scan.layers.items()
         },
         *(scan.samples, scan.pixels, scan.foreground_pixels, scan.masked, scan.block),
-        {layer: images.astype(np.float64) for layer, images in scan.filter_images.items()},
+        *({layer: images.astype(np.float64) for layer, images in getattr(scan, kind).items()} for kind in IMAGES),
     )
     write(tmp_path / "s.h5", [double], 1)
     for layer, part in read_layers([tmp_path / "s.h5"]):

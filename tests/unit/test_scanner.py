@@ -117,6 +117,7 @@ def assert_same(one: Moments, two: Moments, rtol: float = 1e-9) -> None:
             a, b = one.layers[layer][quantity], two.layers[layer][quantity]
             np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol, err_msg=f"{quantity} of {layer}")
         np.testing.assert_allclose(one.filter_images[layer], two.filter_images[layer], rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(one.absolute_images[layer], two.absolute_images[layer], rtol=rtol, atol=rtol)
 
 
 # Models -------------------------------------------------------------------------------------------------------------
@@ -654,6 +655,25 @@ def test_filter_images_of_a_scan_are_block_sums(name, block):
         expected = block_sum(filter_images(model, x, layer).sum(2).numpy(), block)
         assert moments.filter_images[layer].shape == expected.shape
         np.testing.assert_allclose(moments.filter_images[layer], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+@pytest.mark.parametrize("block", [1, 2])
+def test_absolute_images_of_a_scan_are_sums_of_sizes(name, block):
+    model = _small(name)
+    x = image(2, *SHAPES[name])
+    if name == "lenet5":
+        x, block = x[:1], 4 * block
+    layers = neuron_layers(model, x, "all")
+    moments = scan(model, x, layers=layers, block=block)
+    for layer in layers:
+        for sample in range(len(x)):
+            gated = layer != network_layers(model, x)[-1].name
+            images = learning_images(model, x[sample], layer, gate=gated).sum(1).numpy()
+            expected = np.abs(block_sum(images, block))
+            filters = moments.absolute_images[layer].shape[1]
+            expected = expected.reshape(filters, -1, *expected.shape[1:]).sum(1)
+            np.testing.assert_allclose(moments.absolute_images[layer][sample], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_some_filters_only():
