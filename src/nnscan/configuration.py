@@ -47,27 +47,43 @@ class Foreground(_Closed):
 
     kind: Literal["none", "threshold", "masks", "boxes"] = Field(
         "none",
-        description="threshold: pixels brighter than `threshold` (strokes on black); masks: a parallel folder of "
-        "mask images; boxes: rectangles from a CSV; none: metrics that need a foreground are marked as missing",
+        description="threshold: pixels brighter than `threshold` (strokes on black); masks: those that belong to the "
+        "data (image_folder: mask images, camvid, cub, voc); boxes: likewise rectangles (image_folder: a CSV file, "
+        "det, cub); none: metrics that need a foreground are marked as missing",
     )
     threshold: float = Field(
         0.2, ge=0, le=1, description="brightness (channel mean, 0 to 1) above which a pixel is stroke"
     )
     masks: str = Field(
-        "masks", description="folder below the root; <masks>/<split>/<class>/<stem>.png, nonzero = foreground"
+        "masks",
+        description="image_folder: folder below the root; <masks>/<split>/<class>/<stem>.png, nonzero = foreground",
     )
     boxes: str = Field(
         "boxes.csv",
-        description="CSV below the root with path,x0,y0,x1,y1 in pixels of the original image; several rows unite",
+        description="image_folder: CSV below the root with path,x0,y0,x1,y1 in pixels of the original image; several "
+        "rows unite",
     )
+
+
+OWN_MASKS = {
+    "image_folder": ("masks", "boxes"),
+    "camvid": ("masks",),
+    "det": ("boxes",),
+    "cub": ("masks", "boxes"),
+    "voc": ("masks",),
+}
+"""Kinds of foreground for which a source of data has files of its own; "threshold" and "none" need none."""
 
 
 class DatasetConfig(_Closed):
     """One data set."""
 
     name: Name = Field(description="name in paths and tables")
-    source: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder"] = Field(
-        description="what reads it; image_folder wants train/<class>/ and test/<class>/, in a folder or a .tar.gz"
+    source: Literal[
+        "digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder", "camvid", "det", "cub", "voc"
+    ] = Field(
+        description="what reads it; image_folder wants train/<class>/ and test/<class>/, in a folder or a .tar.gz; "
+        "camvid, det (ILSVRC), cub (CUB-200-2011) and voc (Pascal VOC) want their unpacked archives"
     )
     root: str | None = Field(
         None, description="where the files lie; default: $NNSCAN_DATA, else ./data (digits needs none)"
@@ -85,14 +101,25 @@ class DatasetConfig(_Closed):
     validation_limit: Positive | None = Field(None, description="likewise for validation")
     test_limit: Positive | None = Field(None, description="likewise for testing")
     foreground: Foreground = Field(default_factory=Foreground, description="foreground masks")
+    classes: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="classes of camvid, det, cub or voc, in the order of the labels; null: of camvid "
+        "sign_symbol, car, pedestrian, bicyclist; of the others all that there are images of to train and to test",
+    )
 
     @model_validator(mode="after")
     def _masks_have_files(self) -> Self:
-        if self.foreground.kind in ("masks", "boxes") and self.source != "image_folder":
+        possible = ("none", "threshold", *OWN_MASKS.get(self.source, ()))
+        if self.foreground.kind not in possible:
             raise ValueError(
-                f"foreground.kind {self.foreground.kind!r} needs files beside the images, which only image_folder has; "
-                f"{self.source} can have 'threshold' or 'none'"
+                f"{self.source} has no {self.foreground.kind}; its foreground.kind can be {', '.join(possible)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_can_be_chosen(self) -> Self:
+        if self.classes is not None and self.source not in ("camvid", "det", "cub", "voc"):
+            raise ValueError(f"classes can be chosen of camvid, det, cub and voc; {self.source} is taken as a whole")
         return self
 
 
@@ -116,6 +143,12 @@ class ModelConfig(_Closed):
         None, description="prefix to take off the checkpoint's keys, for example 'module.'"
     )
     training: dict[str, Any] = Field(default_factory=dict, description="training settings that differ for this model")
+    datasets: list[str] | None = Field(
+        None, min_length=1, description="names of the data sets that it is run on; null: all of the study"
+    )
+    seeds: list[int] | None = Field(
+        None, min_length=1, description="its seeds, where not all of the study's are affordable; null: all"
+    )
 
 
 class TrainingConfig(_Closed):
@@ -291,6 +324,19 @@ class Study(_Closed):
         if len(set(seeds)) < len(seeds):
             raise ValueError("seeds must differ")
         return seeds
+
+    @model_validator(mode="after")
+    def _models_choose_from_the_study(self) -> Self:
+        known: dict[str, list[Any]] = {"datasets": [dataset.name for dataset in self.datasets], "seeds": self.seeds}
+        for model in self.models:
+            for key, values in known.items():
+                chosen = getattr(model, key)
+                for value in chosen or ():
+                    if value not in values:
+                        raise ValueError(f"models ({model.name}).{key} names {value!r}, the study has {values}")
+                if len(set(chosen or ())) < len(chosen or ()):
+                    raise ValueError(f"models ({model.name}).{key} must differ, found {chosen}")
+        return self
 
     def dataset(self, name: str) -> DatasetConfig:
         """Return the data set of a name."""

@@ -6,7 +6,7 @@ Nothing here imports torch: every job of a cluster parses the Snakefile again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,12 +141,21 @@ class Layout:
 
     def runs(self) -> list[RunKey]:
         """Return all runs of the study."""
+        return [RunKey(*network, seed) for network in self.networks() for seed in self.seeds(network[1])]
+
+    def networks(self) -> list[tuple[str, str]]:
+        """Return the data set and model of each figure of the study."""
         return [
-            RunKey(dataset.name, model.name, seed)
+            (dataset.name, model.name)
             for dataset in self.study.datasets
             for model in self.study.models
-            for seed in self.study.seeds
+            if model.datasets is None or dataset.name in model.datasets
         ]
+
+    def seeds(self, model: str) -> list[int]:
+        """Return the seeds of a model, in the order of the study."""
+        own = self.study.model(model).seeds
+        return [seed for seed in self.study.seeds if own is None or seed in own]
 
     def trained(self) -> list[str]:
         """Return the models that the study trains."""
@@ -209,13 +218,16 @@ class Layout:
         """Return the paths of what tables and figures need of a run."""
         return [self.run(name).format(**key._asdict()) for name in self.run_names(key)]
 
-    def over_seeds(self, name: str) -> list[str]:
-        """Return the patterns of a run's file for all seeds."""
-        return [self.run(name).replace("{seed}", str(seed)) for seed in self.study.seeds]
+    def over_seeds(self, name: str) -> Callable[[Any], list[str]]:
+        """Return the paths of a run's file for all seeds, as a function of a rule's wildcards dataset and model."""
+        return lambda wildcards: [
+            self.run(name).format(dataset=wildcards.dataset, model=wildcards.model, seed=seed)
+            for seed in self.seeds(wildcards.model)
+        ]
 
-    def first_seed(self, name: str) -> str:
-        """Return the pattern of a run's file for the first seed, whose pictures are shown."""
-        return self.over_seeds(name)[0]
+    def first_seed(self, name: str) -> Callable[[Any], str]:
+        """Return the path of a run's file for the first seed, whose pictures are shown; see `over_seeds`."""
+        return lambda wildcards: self.over_seeds(name)(wildcards)[0]
 
     def tables(self) -> list[str]:
         """Return the files of the study's tables."""
@@ -228,19 +240,17 @@ class Layout:
     def figures(self) -> list[str]:
         """Return the files of the study's figures."""
         return [
-            f"{self.root}/figures/{dataset.name}/{model.name}/{figure}.png"
-            for dataset in self.study.datasets
-            for model in self.study.models
+            f"{self.root}/figures/{dataset}/{model}/{figure}.png"
+            for dataset, model in self.networks()
             for figure in FIGURES
         ]
 
     def captioned_figures(self) -> list[list[str]]:
         """Return title, explanation and file of each figure, in the order of the report."""
         return [
-            [f"{figure.title}: {model.name} on {dataset.name}", figure.caption,
-             f"{self.root}/figures/{dataset.name}/{model.name}/{name}.png"]
-            for dataset in self.study.datasets
-            for model in self.study.models
+            [f"{figure.title}: {model} on {dataset}", figure.caption,
+             f"{self.root}/figures/{dataset}/{model}/{name}.png"]
+            for dataset, model in self.networks()
             for name, figure in FIGURES.items()
         ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,14 +42,28 @@ def test_paths_are_patterns_below_the_study():
     assert found.log("rule", "dataset", "seed") == "results/s/logs/rule/{dataset}_{seed}.log"
     assert found.log("rule") == "results/s/logs/rule/all.log"
     assert found.benchmark("rule", "model") == "results/s/benchmarks/rule/{model}.tsv"
-    assert found.over_seeds("x.csv") == [f"results/s/{{dataset}}/{{model}}/seed{seed}/x.csv" for seed in (3, 1)]
-    assert found.first_seed("x.csv") == "results/s/{dataset}/{model}/seed3/x.csv"
+    wildcards = SimpleNamespace(dataset="two", model="mine")
+    assert found.over_seeds("x.csv")(wildcards) == [f"results/s/two/mine/seed{seed}/x.csv" for seed in (3, 1)]
+    assert found.first_seed("x.csv")(wildcards) == "results/s/two/mine/seed3/x.csv"
 
 
 def test_a_study_has_a_run_for_every_combination():
     runs = layout().runs()
     assert len(runs) == len(set(runs)) == 2 * 3 * 2
     assert runs[:2] == [RunKey("one", "small", 3), RunKey("one", "small", 1)]
+
+
+def test_a_model_may_have_seeds_and_data_sets_of_its_own():
+    few = [{**MODELS[0], "seeds": [1]}, {**MODELS[1], "datasets": ["two"]}]
+    found = layout(models=few)
+    assert found.runs() == [
+        RunKey("one", "small", 1), RunKey("two", "small", 1), RunKey("two", "kept", 3), RunKey("two", "kept", 1)
+    ]  # fmt: skip
+    assert found.networks() == [("one", "small"), ("two", "small"), ("two", "kept")]
+    assert found.seeds("kept") == [3, 1]
+    wildcards = SimpleNamespace(dataset="two", model="small")
+    assert found.over_seeds("x.csv")(wildcards) == ["results/s/two/small/seed1/x.csv"]
+    assert not any("one/kept" in path for path in found.figures())
 
 
 def test_models_that_are_trained_adopted_and_overfitted():

@@ -39,12 +39,7 @@ rule draw_figures:
         data=layout.dataset("data.h5"),
         history=layout.over_seeds("training/history.csv"),
         overfitted=lambda wildcards: (
-            [
-                layout.run("training/overfitted_history.csv").format(
-                    **wildcards, seed=seed
-                )
-                for seed in study.seeds
-            ]
+            layout.over_seeds("training/overfitted_history.csv")(wildcards)
             if "overfitted" in layout.checkpoints(wildcards.model)
             else []
         ),
@@ -52,20 +47,20 @@ rule draw_figures:
         similarity=layout.over_seeds("metrics/well_trained/similarity.parquet"),
         aipc=layout.over_seeds("experiments/aipc.parquet"),
         anomaly=lambda wildcards: [
-            layout.run(f"metrics/{checkpoint}/anomaly.parquet").format(
-                **wildcards, seed=seed
-            )
+            file
             for checkpoint in layout.checkpoints(wildcards.model)
-            for seed in study.seeds
+            for file in layout.over_seeds(f"metrics/{checkpoint}/anomaly.parquet")(
+                wildcards
+            )
         ],
         averages=layout.first_seed("averages/averages.h5"),
         weights=layout.first_seed("training/well_trained.safetensors"),
-        components=lambda wildcards: layout.run(
+        components=lambda wildcards: layout.first_seed(
             f"scan/{layout.checkpoints(wildcards.model)[-1]}/components.h5"
-        ).format(**wildcards, seed=study.seeds[0]),
-        outliers=lambda wildcards: layout.run(
+        )(wildcards),
+        outliers=lambda wildcards: layout.first_seed(
             f"metrics/{layout.checkpoints(wildcards.model)[-1]}/outliers.parquet"
-        ).format(**wildcards, seed=study.seeds[0]),
+        )(wildcards),
     output:
         **{
             name: report(
@@ -89,7 +84,7 @@ rule draw_figures:
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
         checkpoints=lambda wildcards: layout.checkpoints(wildcards.model),
-        seeds=study.seeds,
+        seeds=lambda wildcards: layout.seeds(wildcards.model),
         code=source_digest("galleries", "averages", "training"),
     message:
         "Drawing the figures of {wildcards.model} on {wildcards.dataset}"
