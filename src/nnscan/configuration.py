@@ -149,6 +149,7 @@ class ModelConfig(_Closed):
     seeds: list[int] | None = Field(
         None, min_length=1, description="its seeds, where not all of the study's are affordable; null: all"
     )
+    block: Positive | None = Field(None, description="its scan.block, where it differs; null: the study's")
 
 
 class TrainingConfig(_Closed):
@@ -224,6 +225,18 @@ class QuantityConfig(_Closed):
         "printed",
         description="quality of a learning image: l c s as the slides print them, or the SSIM index, which has the "
         "constants in its numerators too",
+    )
+
+
+class KnowledgeConfig(_Closed):
+    """What neurons know: distances of their learning images to the inputs."""
+
+    samples: Annotated[int, Field(ge=2)] = Field(
+        20, description="test images with which the learning images of drawn neurons are compared"
+    )
+    neurons: Positive = Field(20, description="neurons drawn from each layer, linear ones too")
+    winners: Positive = Field(
+        200, description="test images for the winning neuron's distance to the input; all of them where there are fewer"
     )
 
 
@@ -305,6 +318,7 @@ class Study(_Closed):
     averages: AveragesConfig = Field(default_factory=AveragesConfig, description="class-average images")
     scan: ScanConfig = Field(default_factory=ScanConfig, description="scan of every neuron")
     quantity: QuantityConfig = Field(default_factory=QuantityConfig, description="feature quantity FQ")
+    knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig, description="knowledge of neurons NNS")
     properties: PropertiesConfig = Field(default_factory=PropertiesConfig, description="interpretable properties TIP")
     anomaly: AnomalyConfig = Field(default_factory=AnomalyConfig, description="anomaly filters SAF")
     experiments: ExperimentsConfig = Field(default_factory=ExperimentsConfig, description="masking and pruning")
@@ -345,6 +359,11 @@ class Study(_Closed):
     def model(self, name: str) -> ModelConfig:
         """Return the model of a name."""
         return next(model for model in self.models if model.name == name)
+
+    def scan_of(self, model: str) -> ScanConfig:
+        """Return the scan of a model: the study's, with the model's own blocks."""
+        block = self.model(model).block
+        return self.scan if block is None else self.scan.model_copy(update={"block": block})
 
     def training_of(self, model: str) -> TrainingConfig:
         """Return the training of a model: the study's, with the model's own settings on top."""

@@ -86,6 +86,7 @@ def write_report(
         counts={verdict: int((claims["verdict"] == verdict).sum()) for verdict in VERDICTS},
         symbols=SYMBOLS,
         overview=_overview(claims),
+        by_verdict={verdict: _judged(claims[claims["verdict"] == verdict]) for verdict in VERDICTS},
         tables=[
             {
                 "id": table.id,
@@ -121,6 +122,25 @@ def _overview(claims: pd.DataFrame) -> dict[str, Any]:
         line = lines.setdefault(row["id"], {"id": row["id"], "statement": row["statement"], "verdicts": {}})
         line["verdicts"][_network(row)] = row["verdict"]
     return {"networks": networks, "lines": list(lines.values())}
+
+
+def _judged(claims: pd.DataFrame) -> list[dict[str, str]]:
+    """Return a line per claim, data set and model: id, statement, network, value with interval and seeds."""
+    lines = []
+    for row in records_of(claims):
+        known = [abs(row[key]) for key in ("statistic", "ci_low", "ci_high") if not math.isnan(row[key])]
+        decimals = _decimals(max(known, default=0.0))
+        value = number(row["statistic"], decimals) + ("" if row["unit"] == "1" or not known else f" {row['unit']}")
+        lines.append(
+            {
+                "id": row["id"],
+                "statement": row["statement"],
+                "network": " · ".join(_network(row)),
+                "value": f"{value} {_interval(row, decimals)}".strip(),
+                "seeds": str(row["seeds"]),
+            }
+        )
+    return lines
 
 
 def _claims(claims: pd.DataFrame) -> list[dict[str, Any]]:

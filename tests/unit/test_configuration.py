@@ -110,6 +110,12 @@ def test_all_that_is_wrong_is_said_at_once():
     assert len(str(caught.value).splitlines()) == 4
 
 
+def test_a_model_may_be_scanned_in_blocks_of_its_own():
+    parsed = parse_study(study(scan={"block": 2, "samples": 7}, models=[MODEL, {**MODEL, "name": "n", "block": 8}]))
+    assert [parsed.scan_of(name).block for name in ("m", "n")] == [2, 8]
+    assert parsed.scan_of("n").samples == 7
+
+
 def test_a_parsed_study_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Study().study = "other"

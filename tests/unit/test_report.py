@@ -102,10 +102,21 @@ def test_report_shows_study_tables_verdicts_figures_and_provenance(tmp_path, par
         assert text in page.text
     assert "1 ✓ reproduced 1 ✗ contradicted 1 ○ inconclusive" in page.text
     assert "undefined for seeds 0, 1: metrics/well_trained/anomaly.parquet is missing" in page.text
-    assert "Further claims" in page.text  # those of slides 6-2, whose table is not in this report
+    assert "Claims about figures" in page.text  # those of slides 6-2, whose table is not in this report
     assert "FQ by layer How it grows." in page.text
     assert "3f2a" in page.text
     assert "x86" in page.text
+
+
+def test_claims_are_listed_by_verdict(tmp_path, parts):
+    write_report(tmp_path / "report.html", **parts)
+    text = Page(tmp_path / "report.html").text
+    for row in parts["claims"].to_dict("records"):
+        symbol = {"reproduced": "✓", "contradicted": "✗", "inconclusive": "○"}[row["verdict"]]
+        start = text.index(f"{symbol} {row['verdict']}: 1 claim network")
+        line = text[start : text.index(row["statement"], start) + len(row["statement"]) + 40]
+        assert "digits · LeNet-5" in line
+    assert "contradicted: 1 claim network statistic [95 % interval] seeds" in text
 
 
 def test_contents_point_to_what_exists(tmp_path, parts):

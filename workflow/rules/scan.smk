@@ -17,7 +17,9 @@ rule scan_neurons:
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
-        scan=study.scan.model_dump(exclude={"shards"}),
+        scan=lambda wildcards: study.scan_of(wildcards.model).model_dump(
+            exclude={"shards"}
+        ),
         shards=len(layout.shards()),
         code=source_digest("scanner", "training"),
     message:
