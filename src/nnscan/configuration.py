@@ -174,6 +174,11 @@ class TrainingConfig(_Closed):
         description="epochs of the long training without weight decay and augmentation that ends in the overfitted "
         "checkpoint, from the same start; 0: none",
     )  # fmt: skip
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of the products of training passes; bfloat16 trains large networks almost twice as fast, on most "
+        "processors and GPUs; everything after training is float32",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -246,7 +251,10 @@ class PropertiesConfig(_Closed):
     sensitivity: Literal["first_order", "exact"] = Field(
         "first_order", description="SoU by |w dloss/dw|, or by removing each weight in turn (seconds for LeNet-5)"
     )
-    samples: Positive = Field(100, description="test images for AVoU and SoU")
+    samples: Positive = Field(100, description="test images for AVoU and SoU, and for the types of filters")
+    type_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.3, description="share of a layer's filters that counts as high, and as low, on foreground or background"
+    )
 
 
 class AnomalyConfig(_Closed):
@@ -262,6 +270,9 @@ class AnomalyConfig(_Closed):
     outlier_share: Share = Field(0.01, description="a cluster of at most this share of the samples is outliers")
     ch_factor: float = Field(2.0, gt=0, description="CH counts as high above this multiple of an unstructured cloud's")
     activation_sd: float = Field(3.0, ge=0, description="activation counts as high this many deviations above the mean")
+    history_checkpoints: Annotated[int, Field(ge=0)] = Field(
+        4, description="checkpoints along the overfitting training, evenly spaced, whose anomaly filters are counted"
+    )
 
 
 class ExperimentsConfig(_Closed):

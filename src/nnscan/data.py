@@ -26,12 +26,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from nnscan.annotations import (
+    LAYOUTS,
+    Sample,
+    Store,
+    check_same_size,
+    decode_image,
+    fill_boxes,
+    lies_outside,
+    read_catalogue,
+)
 from nnscan.artifacts import create_hdf5, digest, open_hdf5
+from nnscan.configuration import OWN_MASKS
 from nnscan.errors import ArtifactError, DataError, did_you_mean
 
 Normalization = Literal["unit", "standard"]
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder")
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder", *LAYOUTS)
 SPLITS = ("train", "validation", "test")
 FOREGROUNDS = ("none", "threshold", "masks", "boxes")
 NORMALIZATIONS = ("unit", "standard")
@@ -52,11 +63,6 @@ _IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-# What Pillow's readers raise on damaged bytes, whose lengths and types they often trust.
-_UNREADABLE = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
 _CHUNK_BYTES = 2**20
 
 
@@ -65,14 +71,16 @@ class Foreground:
     """Where the foreground of each image comes from.
 
     Attributes:
-        kind: `"none"`; `"threshold"`: pixels brighter than `threshold`; `"masks"`: mask images beside the images;
-            `"boxes"`: the union of an image's boxes. The last two belong to `image_folder`.
+        kind: `"none"`; `"threshold"`: pixels brighter than `threshold`; `"masks"`: the masks that the data set brings
+            along (`image_folder`, `camvid`, `cub`, `voc`); `"boxes"`: the union of the image's boxes (`image_folder`,
+            `det`, `cub`).
         threshold: Least brightness, exclusive: the mean over the channels, in [0, 1].
-        masks: Folder below the root; the mask of `train/<class>/<stem>.jpg` is `<masks>/train/<class>/<stem>.png`,
-            as large as its image, non-zero where the foreground is.
-        boxes: CSV file with the columns path (of the image, relative to the root), x0, y0, x1, y1; the file itself is
-            relative to the root or absolute. Coordinates are in pixels of the original image, the left upper
-            corner of the image is (0, 0) and x1, y1 are exclusive; rows of images that do not exist are ignored.
+        masks: Of `image_folder`: folder below the root; the mask of `train/<class>/<stem>.jpg` is
+            `<masks>/train/<class>/<stem>.png`, as large as its image, non-zero where the foreground is.
+        boxes: Of `image_folder`: CSV file with the columns path (of the image, relative to the root), x0, y0, x1, y1;
+            the file itself is relative to the root or absolute. Coordinates are in pixels of the original image, the
+            left upper corner of the image is (0, 0) and x1, y1 are exclusive; rows of images that do not exist are
+            ignored.
     """
 
     kind: str = "none"
@@ -264,6 +272,7 @@ def load_dataset(
     test_fraction: float = 0.2,
     normalization: Normalization = "unit",
     foreground: Foreground | None = None,
+    classes: Sequence[str] | None = None,
     train_limit: int | None = None,
     validation_limit: int | None = None,
     test_limit: int | None = None,
@@ -273,20 +282,28 @@ def load_dataset(
     A data set with a test part of its own keeps it, and the validation split is a stratified part of its train part;
     `digits` has none, and both are stratified parts of the whole.
 
+    The annotated data sets are read where their archives were unpacked: `"camvid"`, square crops of its objects;
+    `"det"` (ILSVRC), `"cub"` (CUB-200-2011) and `"voc"` (Pascal VOC's segmentation sets), whole images of the class
+    that covers the largest area; `nnscan.annotations` tells the details. The labelled validation part of `camvid`,
+    `det` and `voc` is our test part.
+
     Args:
         name: One of `DATASETS`: `"digits"` (bundled with scikit-learn), `"mnist"`, `"fashion_mnist"`, `"cifar10"`,
-            `"cifar100"`, or `"image_folder"` for `<root>/train/<class>/*` and `<root>/test/<class>/*`.
+            `"cifar100"`, `"image_folder"` for `<root>/train/<class>/*` and `<root>/test/<class>/*`, or one of the
+            annotated data sets.
         root: Folder of the data, for `image_folder` also a `.tar.gz` archive; the environment variable NNSCAN_DATA
             when None, and `data` when that is not set either.
         download: Whether torchvision may download what is missing into `root`.
         size: Height and width in pixels, by bilinear resizing. None: 32 for digits, MNIST and Fashion-MNIST, else as
             the images are.
-        channels: 1 (grey) or 3 (RGB). None: 3 for `image_folder`, else as the images are.
+        channels: 1 (grey) or 3 (RGB). None: 3 for `image_folder` and the annotated data sets, else as the images are.
         split_seed: Fixes which image belongs to which split, and which images the limits take.
         validation_fraction: Fraction of the train part, 0.1 when None; for digits of the whole, 0.2 when None.
         test_fraction: Fraction of the whole; only for a data set without a test part (digits).
         normalization: `"unit"` (inputs in [0, 1]) or `"standard"` (by mean and deviation of the train split).
         foreground: Where the foreground masks come from; none when None.
+        classes: Of an annotated data set, the classes to take, in the order of the labels. None: of CamVid
+            `annotations.CAMVID_CLASSES`, of the others all; of these, the ones that both parts have images of.
         train_limit: Keep so many images of the train split, evenly over the classes; all when None.
         validation_limit: The same for the validation split.
         test_limit: The same for the test split.
@@ -303,7 +320,9 @@ def load_dataset(
         raise DataError(f"channels must be 1 (grey) or 3 (RGB), not {channels}")
     foreground = Foreground() if foreground is None else foreground
     _check_foreground(foreground, name)
-    source = _open_source(name, root, download, size, channels, foreground)
+    if classes is not None and name not in LAYOUTS:
+        raise DataError(f"classes can be chosen of {', '.join(LAYOUTS)}, not of {name!r}, which is taken as a whole")
+    source = _open_source(name, root, download, size, channels, foreground, classes)
     chosen = _assign_splits(source, split_seed, validation_fraction, test_fraction)
     limits = {"train": train_limit, "validation": validation_limit, "test": test_limit}
     splits = {}
@@ -331,10 +350,9 @@ def _check_foreground(foreground: Foreground, name: str) -> None:
         raise DataError(f"unknown kind of foreground {foreground.kind!r}{did_you_mean(foreground.kind, FOREGROUNDS)}")
     if foreground.kind == "threshold" and not 0 <= foreground.threshold < 1:
         raise DataError(f"the foreground's threshold is a brightness in [0, 1), not {foreground.threshold}")
-    if foreground.kind in ("masks", "boxes") and name != "image_folder":
-        raise DataError(
-            f"foreground {foreground.kind!r} needs the data set 'image_folder'; use 'threshold' for {name!r}"
-        )
+    if foreground.kind in ("masks", "boxes") and foreground.kind not in OWN_MASKS.get(name, ()):
+        possible = ("none", "threshold", *OWN_MASKS.get(name, ()))
+        raise DataError(f"{name!r} has no {foreground.kind}; its foreground can be {', '.join(possible)}")
 
 
 @dataclass(frozen=True)
@@ -352,21 +370,29 @@ class _Source:
 
 
 def _open_source(
-    name: str, root: str | Path | None, download: bool, size: int | None, channels: int | None, foreground: Foreground
+    name: str,
+    root: str | Path | None,
+    download: bool,
+    size: int | None,
+    channels: int | None,
+    foreground: Foreground,
+    classes: Sequence[str] | None,
 ) -> _Source:
     folder = Path(root or os.environ.get("NNSCAN_DATA") or "data").expanduser()
     if name == "image_folder":
         return _image_folder(folder, size, channels or 3, foreground)
+    if name in LAYOUTS:
+        return _annotated(name, folder, size, channels or 3, foreground.kind, classes)
     if name == "digits":
-        classes, parts = _digits()
+        names, parts = _digits()
     elif name in ("mnist", "fashion_mnist"):
-        classes, parts = _idx_parts(name, folder, download)
+        names, parts = _idx_parts(name, folder, download)
     else:
-        classes, parts = _cifar_parts(name, folder, download)
+        names, parts = _cifar_parts(name, folder, download)
     size = 32 if size is None else size
     return _Source(
         name,
-        classes,
+        names,
         {part: labels for part, (_, labels) in parts.items()},
         lambda part, indices: (_resize(parts[part][0][indices], size, channels), None),
     )
@@ -548,19 +574,6 @@ def _torchvision(title: str, root: Path, *, download: bool, train: bool = True) 
 # Images in folders and archives --------------------------------------------------------------------------------------
 
 
-class _Store(Protocol):
-    """Files by their path relative to the root, with slashes."""
-
-    def listing(self, top: str) -> tuple[list[str], list[str]]:
-        """Return the folders and the files at any depth below the folder `top`, sorted; hidden ones left out."""
-
-    def read(self, paths: Sequence[str]) -> Iterator[tuple[int, bytes]]:
-        """Yield position in `paths` and content of each file, in the order that the store reads fastest."""
-
-    def where(self, path: str) -> str:
-        """Return how a message names the file."""
-
-
 def _visible(paths: Iterable[str]) -> list[str]:
     return sorted(path for path in paths if not any(name.startswith(".") for name in PurePosixPath(path).parts))
 
@@ -582,7 +595,8 @@ class _FolderStore:
             try:
                 content = (self._root / path).read_bytes()
             except OSError as error:
-                raise DataError(f"cannot read {self.where(path)}: {error.strerror or error}") from error
+                reason = error.strerror or error
+                raise DataError(f"cannot read {self.where(path)}: {reason}; add it or correct what names it") from error
             yield position, content
 
     def where(self, path: str) -> str:
@@ -642,7 +656,7 @@ class _ArchiveStore:
 
 
 def _image_folder(root: Path, size: int | None, channels: int, foreground: Foreground) -> _Source:
-    store: _Store
+    store: Store
     if root.is_dir():
         store = _FolderStore(root)
     elif root.is_file() and root.name.endswith((".tar.gz", ".tgz")):
@@ -673,7 +687,7 @@ def _image_folder(root: Path, size: int | None, channels: int, foreground: Foreg
     )
 
 
-def _class_files(store: _Store, part: str) -> dict[str, list[str]]:
+def _class_files(store: Store, part: str) -> dict[str, list[str]]:
     """Return the image files of each class folder of a part, both sorted by name."""
     folders, files = store.listing(part)
     groups: dict[str, list[str]] = {folder.split("/")[1]: [] for folder in folders if folder.count("/") == 1}
@@ -688,7 +702,7 @@ def _class_files(store: _Store, part: str) -> dict[str, list[str]]:
     return groups
 
 
-def _check_classes(store: _Store, by_class: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+def _check_classes(store: Store, by_class: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
     only = {
         part: [name for name in by_class[part] if name not in by_class[other]]
         for part, other in (("train", "test"), ("test", "train"))
@@ -707,12 +721,19 @@ def _check_classes(store: _Store, by_class: Mapping[str, Mapping[str, Sequence[s
 
 def _decode(where: str, content: bytes) -> Image.Image:
     """Return a decoded image of 8 bits a channel."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except _UNREADABLE as error:
-        raise DataError(f"{where} is no image or damaged ({error}); repair or remove it") from error
+    image = decode_image(where, content)
+    if image.mode == "F" or image.mode.startswith("I"):
+        # Pillow's conversion to 8 bits clips such images instead of scaling them.
+        raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
     return image
+
+
+def _check_shape(where: str, image: Image.Image, shape: tuple[int, int]) -> None:
+    if (image.height, image.width) != shape:
+        raise DataError(
+            f"{where} is {image.width}x{image.height} pixels but the first image is {shape[1]}x{shape[0]}; set size to "
+            "resize all images"
+        )
 
 
 _MaskMaker = Callable[[Sequence[str], Sequence[tuple[int, int]]], NDArray[np.bool_]]
@@ -722,7 +743,7 @@ _MaskMaker = Callable[[Sequence[str], Sequence[tuple[int, int]]], NDArray[np.boo
 class _ImageReader:
     """Decodes image files into one array that is allocated beforehand."""
 
-    store: _Store
+    store: Store
     channels: int
     shape: tuple[int, int]
     resize: bool
@@ -735,20 +756,14 @@ class _ImageReader:
         for position, content in progress:
             where = self.store.where(paths[position])
             image = _decode(where, content)
-            if image.mode == "F" or image.mode.startswith("I"):
-                # Pillow's conversion to 8 bits clips such images instead of scaling them.
-                raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
             originals[position] = (image.height, image.width)
-            if not self.resize and originals[position] != self.shape:
-                raise DataError(
-                    f"{where} is {image.width}x{image.height} pixels but the first image is "
-                    f"{self.shape[1]}x{self.shape[0]}; set size to resize all images"
-                )
+            if not self.resize:
+                _check_shape(where, image, self.shape)
             images[position] = _pixels(image, self.channels, self.shape)
         return images, None if self.masks is None else self.masks(paths, originals)
 
 
-def _mask_maker(root: Path, store: _Store, foreground: Foreground, shape: tuple[int, int]) -> _MaskMaker | None:
+def _mask_maker(root: Path, store: Store, foreground: Foreground, shape: tuple[int, int]) -> _MaskMaker | None:
     """Return the function that makes the masks bool (n, H, W) of images, given their paths and original shapes."""
     if foreground.kind == "masks":
         return partial(_read_masks, store, foreground.masks, frozenset(store.listing(foreground.masks)[1]), shape)
@@ -758,7 +773,7 @@ def _mask_maker(root: Path, store: _Store, foreground: Foreground, shape: tuple[
 
 
 def _read_masks(
-    store: _Store,
+    store: Store,
     folder: str,
     existing: frozenset[str],
     shape: tuple[int, int],
@@ -772,21 +787,17 @@ def _read_masks(
     masks = np.empty((len(paths), *shape), np.bool_)
     for position, content in tqdm(store.read(mask_paths), desc="reading masks", total=len(paths), disable=None):
         where = store.where(mask_paths[position])
-        image = _decode(where, content)
+        image = decode_image(where, content)
         if "A" in image.getbands():
             raise DataError(f"{where} has an alpha channel, so it is unclear what is non-zero; save it without one")
-        if (image.height, image.width) != originals[position]:
-            height, width = originals[position]
-            raise DataError(
-                f"{where} is {image.width}x{image.height} pixels but its image is {width}x{height}; both must agree"
-            )
+        check_same_size(where, (image.height, image.width), originals[position])
         values = np.asarray(image)
         mask = values.any(axis=2) if values.ndim == 3 else values != 0
         masks[position] = np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST))
     return masks
 
 
-def _read_boxes(store: _Store, path: str) -> dict[str, NDArray[np.float64]]:
+def _read_boxes(store: Store, path: str) -> dict[str, NDArray[np.float64]]:
     """Return the boxes (n, 4) as x0, y0, x1, y1 of each image in a CSV file."""
     if Path(path).is_absolute():
         store, path = _FolderStore(Path(path).parent), Path(path).name
@@ -816,30 +827,117 @@ def _read_boxes(store: _Store, path: str) -> dict[str, NDArray[np.float64]]:
 
 
 def _draw_boxes(
-    store: _Store,
+    store: Store,
     boxes: Mapping[str, NDArray[np.float64]],
     shape: tuple[int, int],
     paths: Sequence[str],
     originals: Sequence[tuple[int, int]],
 ) -> NDArray[np.bool_]:
     masks = np.empty((len(paths), *shape), np.bool_)
-    for position, (path, (height, width)) in enumerate(zip(paths, originals, strict=True)):
+    for position, (path, original) in enumerate(zip(paths, originals, strict=True)):
         if path not in boxes:
             raise DataError(f"{store.where(path)} has no box in the boxes file; add a row with the path {path}")
-        x0, y0, x1, y1 = boxes[path].T[:, :, None]
-        if (x0 >= width).any() or (y0 >= height).any() or (x1 <= 0).any() or (y1 <= 0).any():
-            raise DataError(f"{store.where(path)} is {width}x{height} pixels and has a box outside; correct its boxes")
-        # A pixel is inside when its centre, in coordinates of the original image, is.
-        x = (np.arange(shape[1]) + 0.5) * width / shape[1]
-        y = (np.arange(shape[0]) + 0.5) * height / shape[0]
-        across, down = (x0 <= x) & (x < x1), (y0 <= y) & (y < y1)
-        masks[position] = (down[:, :, None] & across[:, None, :]).any(axis=0)
+        if lies_outside(boxes[path], original):
+            raise DataError(
+                f"{store.where(path)} is {original[1]}x{original[0]} pixels and has a box outside; correct its boxes"
+            )
+        masks[position] = fill_boxes(boxes[path], original, shape)
         if not masks[position].any():
             raise DataError(
                 f"the boxes of {store.where(path)} cover no pixel once the image is {shape[1]}x{shape[0]}; use a "
                 "larger size or leave the image out"
             )
     return masks
+
+
+# Annotated data sets -------------------------------------------------------------------------------------------------
+
+
+def _annotated(
+    name: str, root: Path, size: int | None, channels: int, foreground: str, classes: Sequence[str] | None
+) -> _Source:
+    folder, sign = LAYOUTS[name]
+    places = [place for place in (root / folder, root) if (place / sign).is_file()]
+    if not places:
+        raise DataError(
+            f"{name} not found: looked for {sign} in {root / folder} and {root}. Let root or NNSCAN_DATA name the "
+            f"folder that holds {folder}, unpacked"
+        )
+    store = _FolderStore(places[0])
+    catalogue = read_catalogue(name, store, classes, foreground)
+    positions = {label: position for position, label in enumerate(catalogue.classes)}
+    labels = {
+        part: np.array([positions[sample.category] for sample in samples], np.int64)
+        for part, samples in catalogue.samples.items()
+    }
+    if size is None:
+        first = catalogue.samples["train"][0]
+        [(_, content)] = store.read([first.image])
+        _, (left, top, right, bottom) = _open_sample(store, first, content)
+        shape, resize = (bottom - top, right - left), False
+    else:
+        shape, resize = (size, size), True
+    reader = _SampleReader(store, channels, shape, resize, foreground in ("masks", "boxes"))
+    return _Source(
+        name,
+        catalogue.classes,
+        labels,
+        lambda part, indices: reader.read(part, [catalogue.samples[part][i] for i in indices]),
+    )
+
+
+def _open_sample(store: Store, sample: Sample, content: bytes) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """Return a decoded image and the part of it, (left, top, right, bottom), that is the sample."""
+    image = _decode(store.where(sample.image), content)
+    if sample.labels is not None:
+        path, size = sample.labels
+        check_same_size(store.where(path), size, (image.height, image.width))
+    return image, sample.crop or (0, 0, image.width, image.height)
+
+
+@dataclass(frozen=True)
+class _SampleReader:
+    """Decodes the samples of an annotated data set into arrays that are allocated beforehand."""
+
+    store: Store
+    channels: int
+    shape: tuple[int, int]
+    resize: bool
+    masked: bool
+
+    def read(self, part: str, samples: Sequence[Sample]) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        images = np.empty((len(samples), self.channels, *self.shape), np.uint8)
+        masks = np.empty((len(samples), *self.shape), np.bool_) if self.masked else None
+        contents = self.store.read([sample.image for sample in samples])
+        for position, content in tqdm(contents, desc=f"reading {part} images", total=len(samples), disable=None):
+            sample = samples[position]
+            where = self.store.where(sample.image)
+            whole, crop = _open_sample(self.store, sample, content)
+            image = whole.crop(crop)
+            if not self.resize:
+                _check_shape(where, image, self.shape)
+            images[position] = _pixels(image, self.channels, self.shape)
+            if masks is not None:
+                left, top, right, bottom = crop
+                mask = sample.outline.mask(self.store, (whole.height, whole.width))[top:bottom, left:right]
+                if not mask.any():
+                    raise DataError(f"the {sample.category} of {where} covers no pixel; correct its annotation")
+                masks[position] = _shrink(mask, self.shape)
+        return images, masks
+
+
+def _shrink(mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return a mask that is not empty in another size, by the nearest pixel.
+
+    A small object can lie between the pixels that are asked; then the one that it covers most of is left.
+    """
+    nearest = np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST))
+    if nearest.any():
+        return nearest
+    cover = np.asarray(Image.fromarray(mask.astype(np.float32)).resize(shape[::-1], Image.Resampling.BOX))
+    kept = np.zeros(shape, np.bool_)
+    kept.flat[cover.argmax()] = True
+    return kept
 
 
 # Files between the stages --------------------------------------------------------------------------------------------

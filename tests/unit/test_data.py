@@ -769,8 +769,8 @@ def test_boxes_that_vanish_by_resizing_are_named(tmp_path):
         ({"channels": 2}, r"channels must be 1 \(grey\) or 3 \(RGB\), not 2"),
         ({"normalization": "standart"}, "did you mean 'standard'"),
         ({"foreground": Foreground("mask")}, "did you mean 'masks'"),
-        ({"foreground": Foreground("masks")}, "needs the data set 'image_folder'"),
-        ({"foreground": Foreground("boxes")}, "needs the data set 'image_folder'"),
+        ({"foreground": Foreground("masks")}, "'digits' has no masks; its foreground can be none, threshold"),
+        ({"foreground": Foreground("boxes")}, "'digits' has no boxes; its foreground can be none, threshold"),
         ({"foreground": Foreground("threshold", threshold=51)}, r"brightness in \[0, 1\), not 51"),
     ],
 )
