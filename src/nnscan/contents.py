@@ -21,11 +21,13 @@ class Item(NamedTuple):
         what: What it shows.
         shown: The table (`TABLES`) or figure (`layout.FIGURES`) of nnscan that shows it.
         measured: Whether it shows a measurement, about which a claim can be right or wrong; else it is a picture.
+        judged_by: The entry whose claims judge it, where it draws the numbers of another.
     """
 
     what: str
     shown: str
     measured: bool = True
+    judged_by: str = ""
 
 
 CONTENTS = {
@@ -45,7 +47,7 @@ CONTENTS = {
     "slides_fig_4-5": Item("effect of each element of FQ on correlation, mean and variance", "quantity_ablation"),
     "slides_4-5": Item("IoU of CAM, Grad-CAM and FQ with the object", "slides_4-5"),
     "slides_fig_5-3": Item("filters with the highest value of each property", "strongest_filters", measured=False),
-    "slides_fig_5-4": Item("AIPC curves", "aipc"),
+    "slides_fig_5-4": Item("AIPC curves", "aipc", judged_by="slides_5-1"),
     "slides_5-1": Item("areas under the AIPC curves", "slides_5-1"),
     "slides_5-2": Item("rank correlation of AVoU and SoU with the properties", "slides_5-2"),
     "slides_5-3": Item("filters by foreground and background over three phases", "slides_5-3"),
@@ -55,6 +57,7 @@ CONTENTS = {
     "slides_6-3": Item("gradients of outlier and normal samples", "slides_6-3"),
     "slides_6-4": Item("anomaly filters whose masking changes the accuracy", "slides_6-4"),
     "slides_6-5": Item("validation accuracy without anomaly filters", "slides_6-5"),
+    "thesis_2.3": Item("five image similarity measures (ch. 2.3)", "similarity_measures"),
     "thesis_fig_3-7": Item("four kinds of backpropagation on the same images", "backpropagations", measured=False),
     "thesis_fig_4-1": Item("training curves", "training"),
     "thesis_4-1": Item("losses and accuracy after training", "thesis_4-1"),
