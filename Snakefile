@@ -18,6 +18,7 @@ rule all:
     input:
         layout.tables(),
         layout.figures(),
+        list(layout.pages().values()),
         f"{layout.root}/claims.csv",
         f"{layout.root}/report.html",
     localrule: True

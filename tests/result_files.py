@@ -41,6 +41,73 @@ def alexnet_quantities(runs: list[Run]) -> None:
         )
 
 
+def put_knowledge(run: Run, layers: dict[str, tuple[float, float]]) -> None:
+    """Write intensity and count of each layer."""
+    rows = [
+        {"layer": layer, "depth": depth, "intensity": intensity, "count": count}
+        for depth, (layer, (intensity, count)) in enumerate(layers.items())
+    ]
+    put(run, "metrics/well_trained/knowledge.parquet", rows)
+
+
+def put_agreement(run: Run, layers: dict[str, list[tuple[float, float, float]]]) -> None:
+    """Write agreement, iou and iou_any of each layer's samples above 5 %; above 0 they are halves."""
+    rows = [
+        {"layer": layer, "depth": depth, "sample": sample, "binarised": name, "filters": 3,
+         "agreement": scale * agreement, "iou": scale * iou, "iou_any": scale * iou_any}
+        for depth, (layer, samples) in enumerate(layers.items())
+        for sample, (agreement, iou, iou_any) in enumerate(samples)
+        for name, scale in (("above 5 %", 1.0), ("above 0", 0.5))
+    ]  # fmt: skip
+    put(run, "metrics/well_trained/agreement.parquet", rows)
+
+
+def put_distances(run: Run, layers: dict[str, tuple[bool, list[tuple[float, float]]]]) -> None:
+    """Write whether each layer is convolutional, and the scaled distances to own and other samples of its neurons."""
+    rows = [
+        {"layer": layer, "depth": depth, "convolutional": convolutional, "neuron": neuron, "samples": 5,
+         "own": 10 * own, "other": 20 * other, "own_scaled": own, "other_scaled": other}
+        for depth, (layer, (convolutional, neurons)) in enumerate(layers.items())
+        for neuron, (own, other) in enumerate(neurons)
+    ]  # fmt: skip
+    put(run, "metrics/well_trained/distances.parquet", rows)
+
+
+def put_winners(run: Run, distances: list[list[tuple[float, float]]]) -> None:
+    """Write distance and scaled distance of each sample's class scores; the first is always the winner."""
+    rows = [
+        {"sample": sample, "output": output, "score": -1.0 * output, "winner": output == 0,
+         "distance": distance, "distance_scaled": scaled}
+        for sample, outputs in enumerate(distances)
+        for output, (distance, scaled) in enumerate(outputs)
+    ]  # fmt: skip
+    put(run, "metrics/well_trained/winners.parquet", rows)
+
+
+def put_layer_quantities(run: Run, layers: list[dict[str, float]], **measures: list[float]) -> None:
+    """Write the correlation of each layer by the element left out; other measures of the whole by layer."""
+    rows = [
+        {"layer": f"l{depth}", "depth": depth, "places": 4, "without": without, "mean": 0.5,
+         "variance": measures.get("variance", [0.1] * len(layers))[depth], "correlation": value,
+         "correlation_active": measures.get("active", [value] * len(layers))[depth]}
+        for depth, values in enumerate(layers)
+        for without, value in values.items()
+    ]  # fmt: skip
+    put(run, "metrics/well_trained/quantity_layers.parquet", rows)
+
+
+def put_ablation(run: Run, changes: dict[str, list[tuple[float, float]]]) -> None:
+    """Write the loss changes of top and bottom by the element left out and layer."""
+    rows = [
+        {"without": without, "layer": f"l{depth}", "depth": depth, "group": group, "filters": 4 + depth,
+         "loss_change": change}
+        for without, layers in changes.items()
+        for depth, pair in enumerate(layers)
+        for group, change in zip(("top", "bottom"), pair, strict=True)
+    ]  # fmt: skip
+    put(run, "experiments/ablation_masking.parquet", rows)
+
+
 def put_curves(run: Run, drops: dict[str, float]) -> None:
     # the change falls linearly to -drop at half and stays there: area = drop / 4 + drop / 2
     rows = [
@@ -59,8 +126,67 @@ def put_properties(run: Run, **columns: list[float]) -> None:
 
 
 def put_anomalies(run: Run, checkpoint: str, count: int) -> None:
-    rows = [{"layer": "a", "depth": 0, "filter": k, "is_anomaly": k < count} for k in range(10)]
+    # of ten filters: three more have a high CH index, two more are unbalanced, one of these with high activation
+    rows = [
+        {
+            "layer": "a",
+            "depth": 0,
+            "filter": k,
+            "unbalanced": k < count + 2,
+            "high_ch": k < count or k >= 7,
+            "high_activation": k < count + 1,
+            "is_anomaly": k < count,
+            "is_anomaly_0.005": k < count - 1,
+            "is_anomaly_0.05": k < count + 1,
+        }
+        for k in range(10)
+    ]
     put(run, f"metrics/{checkpoint}/anomaly.parquet", rows)
+
+
+def put_history(run: Run, counts: dict[int, int], well_trained: int = 9) -> None:
+    rows = [{"checkpoint": "well_trained", "epoch": 1, "is_anomaly": well_trained}]
+    rows += [
+        {"checkpoint": f"overfitting{epoch}", "epoch": epoch, "is_anomaly": count} for epoch, count in counts.items()
+    ]
+    put(run, "metrics/anomaly_history.parquet", rows)
+
+
+def put_single(run: Run, changes: list[tuple[float, float]], checkpoint: str = "overfitted") -> None:
+    # changes of the training and of the validation accuracy, filter by filter; filters of two layers share numbers
+    rows = [
+        {
+            "checkpoint": checkpoint,
+            "layer": "ab"[k % 2],
+            "depth": k % 2,
+            "filter": k // 2,
+            "split": split,
+            "accuracy_change": change,
+        }
+        for k, pair in enumerate(changes)
+        for split, change in zip(("train", "validation"), pair, strict=True)
+    ]
+    put(run, "experiments/anomaly_single.parquet", rows)
+
+
+def put_types(run: Run, types: dict[str, tuple[float, list[float], float]]) -> None:
+    # by type: proportion, accuracy lost in each phase, accuracy lost without random filters (two draws, 1 apart)
+    rows = [
+        {
+            "checkpoint": f"third{phase}",
+            "layer": "z",
+            "type": name,
+            "group": group,
+            "draw": draw,
+            "filters": round(10 * proportion),
+            "proportion": proportion,
+            "accuracy_lost": value,
+        }
+        for name, (proportion, lost, random) in types.items()
+        for phase, own in enumerate(lost, start=1)
+        for group, draw, value in (("type", 0, own), ("random", 0, random - 0.5), ("random", 1, random + 0.5))
+    ]
+    put(run, "experiments/filter_types.parquet", rows)
 
 
 def put_masking(run: Run, anomaly: float, random: list[float]) -> None:
@@ -111,6 +237,17 @@ def put_layers(run: Run, chosen: int, results: dict[int, tuple[int, float]]) -> 
         for convolutions, (parameters, accuracy) in results.items()
     ]
     put(run, "experiments/layers.parquet", rows)
+
+
+def put_localisation(run: Run, overlaps: dict[str, list[float]]) -> None:
+    """Write the IoU of each method's samples at half of the range; at a fifth it is half as large."""
+    rows = [
+        {"sample": sample, "method": method, "threshold": threshold, "iou": iou * scale}
+        for method, values in overlaps.items()
+        for sample, iou in enumerate(values)
+        for threshold, scale in ((0.5, 1.0), (0.2, 0.5))
+    ]
+    put(run, "metrics/well_trained/localisation.parquet", rows)
 
 
 def fill(table: str, runs: list[Run], published: Path) -> pd.DataFrame:

@@ -7,7 +7,7 @@ the three signs, not their thresholds: those are arguments here, and `outlier_sw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +23,9 @@ Rule = Literal["ch", "bic"]
 
 SIGNS = ("unbalanced", "high_ch", "high_activation", "is_anomaly")
 """The three signs of an anomaly filter, and all three together."""
+
+SHARES = (0.005, 0.01, 0.02, 0.05)
+"""Sizes of an outlier cluster, as shares of the samples, for which anomaly filters are counted beside the chosen."""
 
 UNSTRUCTURED_CH = 0.467
 """CH per degree of freedom, CH / (N - 2), of one isotropic plane Gaussian cut in two.
@@ -213,7 +216,7 @@ def anomaly_signs(
 def outlier_sweep(
     clustered: Sequence[Mixture],
     activations: ArrayLike,
-    shares: Sequence[float] = (0.005, 0.01, 0.02, 0.05),
+    shares: Sequence[float] = SHARES,
     ch_factor: float = 2.0,
     activation_sd: float = 3.0,
 ) -> pd.DataFrame:
@@ -555,12 +558,17 @@ def network_anomalies(
         activation_sd: See `anomaly_signs`.
 
     Returns:
-        The table of `anomaly_signs` with layer and depth in front and without the lists of outliers; and the outlier
-        samples of every filter that has any: layer, filter, sample (identifier), is_anomaly (of the filter).
+        The table of `anomaly_signs` with layer and depth in front and without the lists of outliers, with the columns
+        is_anomaly_0.005, ... for the outlier shares of `SHARES`; and the outlier samples of every filter that has any:
+        layer, filter, sample (identifier), is_anomaly (of the filter).
     """
     tables, outliers = [], []
     for depth, (layer, found) in enumerate(components.items()):
-        table = anomaly_points(found.points, found.activation, seed, k_rule, outlier_share, ch_factor, activation_sd)
+        clustered = mixtures(found.points, seed, k_rule)
+        table = anomaly_signs(clustered, found.activation, outlier_share, ch_factor, activation_sd)
+        for share in SHARES:
+            signs = anomaly_signs(clustered, found.activation, share, ch_factor, activation_sd)
+            table[f"is_anomaly_{share:g}"] = signs["is_anomaly"]
         table.insert(0, "layer", layer)
         table.insert(1, "depth", depth)
         for row in table.to_dict("records"):
@@ -573,3 +581,22 @@ def network_anomalies(
             {"filter": int, "sample": int, "is_anomaly": bool}
         ),
     )
+
+
+def anomaly_history(found: Iterable[tuple[str, int, pd.DataFrame]]) -> pd.DataFrame:
+    """Count the filters with each sign in the checkpoints of a training.
+
+    Args:
+        found: Name and epoch of each checkpoint, and its table of `network_anomalies`.
+
+    Returns:
+        One row per checkpoint: checkpoint, epoch, filters (examined), unbalanced, high_ch, high_activation, is_anomaly
+        (how many filters show the sign).
+
+    Source: Dou Hui, doctoral slides, figure 6-4 (b).
+    """
+    rows = [
+        (checkpoint, epoch, len(filters), *(int(filters[sign].sum()) for sign in SIGNS))
+        for checkpoint, epoch, filters in found
+    ]
+    return pd.DataFrame(rows, columns=["checkpoint", "epoch", "filters", *SIGNS])

@@ -9,6 +9,8 @@ that is not active is left out, as its image is zero; behind a convolution only 
 A ReLU may be a module, reused or not, in place or not, or a function call: all of them reach torch as a call of `relu`,
 and are replaced there. What does not show up as such a call (scripted code, custom autograd functions) and activations
 for which the rule is not defined are found in the graph of the forward pass and refused by name.
+
+Deconvolution (`deconvolved_scores`) is the same with another rule at the ReLU: `R * [R > 0]`, whatever f was.
 """
 
 from __future__ import annotations
@@ -96,21 +98,40 @@ class _GuidedReLU(torch.autograd.Function):
         return gradient.clamp(min=0).mul_(active)
 
 
-def _guided_relu(values: Tensor, inplace: bool) -> Tensor:
-    result: Tensor = _GuidedReLU.apply(values)
-    return values.copy_(result) if inplace else result
+class _DeconvolvedReLU(torch.autograd.Function):
+    """ReLU forwards; backwards only what is positive, whatever the output was."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return torch.relu(values)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> Tensor:
+        return gradient.clamp(min=0)
 
 
-class _GuidedReLUs(TorchFunctionMode):
-    """Inside the block every call of relu, by module or by function, is a guided one.
+_Rule = type[_GuidedReLU] | type[_DeconvolvedReLU]
+
+
+class _RuledReLUs(TorchFunctionMode):
+    """Inside the block every call of relu, by module or by function, goes back by another rule than its gradient.
 
     Attributes:
         largest: Bytes of the largest result of an operation so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rule: _Rule = _GuidedReLU) -> None:
         super().__init__()
+        self.rule = rule
         self.largest = 0
+
+    def _relu(self, values: Tensor, inplace: bool) -> Tensor:
+        result: Tensor = self.rule.apply(values)
+        return values.copy_(result) if inplace else result
 
     def __torch_function__(
         self,
@@ -122,7 +143,7 @@ class _GuidedReLUs(TorchFunctionMode):
         name = getattr(func, "__name__", "").partition(".")[0]
         if name in ("relu", "relu_"):
             given = dict(zip(("input", "inplace"), args, strict=False)) | (kwargs or {})
-            result: object = _guided_relu(given["input"], inplace=name == "relu_" or given.get("inplace", False))
+            result: object = self._relu(given["input"], inplace=name == "relu_" or given.get("inplace", False))
         else:
             result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
@@ -165,8 +186,8 @@ def _check_guided(model: nn.Module, *tensors: Tensor) -> None:
         more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
         place = f" (in {', '.join(modules[:3])}{more})" if modules else ""
         raise ModelError(
-            "guided backpropagation is defined for networks with ReLU as their only activation; this one applies "
-            f"{', '.join(sorted(found))}{place}. Use a ReLU model, or learning images instead."
+            "guided backpropagation and deconvolution are defined for networks with ReLU as their only activation; "
+            f"this one applies {', '.join(sorted(found))}{place}. Use a ReLU model, or learning images instead."
         )
 
 
@@ -205,7 +226,7 @@ def _probe(model: nn.Module, x: Tensor, layers: Sequence[str]) -> _Probe:
     source = _source(torch.cat([x[:1], x[:1] / 2]))
     with (
         torch.enable_grad(),
-        _GuidedReLUs() as relus,
+        _RuledReLUs() as relus,
         capture(model, layers) as outputs,
         counted_calls(model, layers) as calls,
     ):
@@ -341,7 +362,7 @@ def _pieces(
         source = _source(x[first : first + together].repeat_interleave(copies, 0))
         with (
             torch.enable_grad(),
-            _GuidedReLUs(),
+            _RuledReLUs(),
             capture(model, names) as outputs,
             counted_calls(model, names, probe.calls),
         ):
@@ -446,6 +467,36 @@ def guided_scores(model: nn.Module, x: Tensor, units: Sequence[int]) -> Tensor:
 
     Source: Wang Xinyuan, bachelor's thesis, ch. 3.3.2, eq. 3-5.
     """
+    return _score_images(model, x, units, _GuidedReLU)
+
+
+@torch.inference_mode(False)
+def deconvolved_scores(model: nn.Module, x: Tensor, units: Sequence[int]) -> Tensor:
+    """Return for each input the deconvolution image of one class score of the model's output.
+
+    On the way back a ReLU lets a gradient R pass as `R * [R > 0]`, whatever its own output was; max-pooling sends it to
+    the winner, as the switches of the deconvolution network do, and a convolution becomes its transpose.
+
+    Args:
+        model: As in `guided_scores`.
+        x: As in `guided_scores`.
+        units: As in `guided_scores`.
+
+    Returns:
+        Images (N, C, H, W) in units of the class score per unit of input.
+
+    Raises:
+        ModelError: See `guided_scores`.
+        ScanError: See `guided_scores`.
+
+    Source: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks" (2014); Wang Xinyuan, bachelor's
+    thesis, ch. 2.1.1.
+    """
+    return _score_images(model, x, units, _DeconvolvedReLU)
+
+
+def _score_images(model: nn.Module, x: Tensor, units: Sequence[int], rule: _Rule) -> Tensor:
+    """Return the images (N, C, H, W) of one class score for each input, by a rule for the ReLUs."""
     if len(units) != len(x):
         raise ScanError(f"{len(units)} output units were given for {len(x)} inputs; one per input is needed")
     prepared = prepare(model)
@@ -458,7 +509,7 @@ def guided_scores(model: nn.Module, x: Tensor, units: Sequence[int]) -> Tensor:
     images = torch.empty_like(x)
     for first in range(0, len(x), probe.pairs):
         source = _source(x[first : first + probe.pairs])
-        with torch.enable_grad(), _GuidedReLUs():
+        with torch.enable_grad(), _RuledReLUs(rule):
             scores = logits(prepared(source.clone()))
             own = scores[torch.arange(len(scores)), list(units[first : first + probe.pairs])]
             (images[first : first + probe.pairs],) = torch.autograd.grad(own.sum(), source)

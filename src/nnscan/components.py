@@ -344,13 +344,19 @@ def write_components(
         file.attrs["source"] = source
         file["samples"] = samples
         group = file.create_group("layers", track_order=True)
-        for layer in tqdm(layers, desc="filters", unit="layer", mininterval=5):
-            found = LayerComponents(
-                *filter_image_components(model, x, layer, source=source), mean_activation(model, x, layer)
-            )
+        for layer, found in layer_components(model, x, layers, source):
             for name, values in found._asdict().items():
                 data = group.create_dataset(f"{layer}/{name}", data=values)
                 data.attrs["dimensions"] = _DIMENSIONS[name]
+
+
+def layer_components(
+    model: nn.Module, x: Tensor, layers: Sequence[str], source: Source
+) -> Iterator[tuple[str, LayerComponents]]:
+    """Yield each layer's name and what the anomaly search needs of it; arguments as of `write_components`."""
+    for layer in tqdm(layers, desc="filters", unit="layer", mininterval=5):
+        found = filter_image_components(model, x, layer, source=source)
+        yield layer, LayerComponents(*found, mean_activation(model, x, layer))
 
 
 def mean_activation(model: nn.Module, x: Tensor, layer: str, batch_size: int = 256) -> NDArray[np.float64]:

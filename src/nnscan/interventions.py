@@ -255,16 +255,54 @@ def diversity_masking(
     rows = []
     for (depth, layer), frame in diversity.groupby(["depth", "layer"]):
         masking = LayerMasking(model, x, y, str(layer))
-        ranking = frame.sort_values(["clusters", "noise", "filter"], ascending=[False, True, True])["filter"].tolist()
-        size = max(1, min(count, len(ranking) // 4))
-        groups = [("top", 0, ranking[:size]), ("bottom", 0, ranking[-size:])]
+        top, bottom = _diversity_ends(frame, count)
+        size = len(top)
+        groups = [("top", 0, top), ("bottom", 0, bottom)]
         groups += [
-            ("random", draw, chosen) for draw, chosen in enumerate(_random_filters(len(ranking), size, draws, seed))
+            ("random", draw, chosen) for draw, chosen in enumerate(_random_filters(len(frame), size, draws, seed))
         ]
         results = masking.results([chosen for _, _, chosen in groups])
         for (group, draw, _), loss, accuracy in zip(groups, *results, strict=True):
             rows.append((layer, depth, group, draw, size, loss, 100 * (loss - base) / base, accuracy))
     return pd.DataFrame(rows, columns=["layer", "depth", "group", "draw", "filters", "loss", "loss_change", "accuracy"])
+
+
+def _diversity_ends(frame: pd.DataFrame, count: int) -> tuple[list[int], list[int]]:
+    """Return the most and the least diverse filters of a layer: `count` each, at most a quarter of it."""
+    ranking = frame.sort_values(["clusters", "noise", "filter"], ascending=[False, True, True])["filter"].tolist()
+    size = max(1, min(count, len(ranking) // 4))
+    return ranking[:size], ranking[-size:]
+
+
+def ablation_masking(model: nn.Module, x: Tensor, y: Tensor, ablation: pd.DataFrame, count: int = 20) -> pd.DataFrame:
+    """Mask the most and the least diverse filters of each layer, by diversities without one element of FQ.
+
+    Args:
+        model: The model.
+        x: Held-out inputs (N, C, H, W).
+        y: Labels (N,).
+        ablation: The result of `quantity.diversity_ablation`; ties as in `diversity_masking`.
+        count: Filters at each end of the ranking; at most a quarter of the layer, at least one.
+
+    Returns:
+        without (the element left out), layer, depth, group (top, bottom), filters, loss, loss_change (percent of the
+        unmasked loss), accuracy (0 to 1).
+
+    Source: Dou Hui, doctoral slides, table 4-4.
+    """
+    base, _ = evaluate(model, x, y)
+    rows = []
+    for (depth, layer), frames in ablation.groupby(["depth", "layer"]):
+        groups = [
+            (without, group, chosen)
+            for without, frame in frames.groupby("without", sort=False)
+            for group, chosen in zip(("top", "bottom"), _diversity_ends(frame, count), strict=True)
+        ]
+        results = LayerMasking(model, x, y, str(layer)).results([chosen for *_, chosen in groups])
+        for (without, group, chosen), loss, accuracy in zip(groups, *results, strict=True):
+            rows.append((without, layer, depth, group, len(chosen), loss, 100 * (loss - base) / base, accuracy))
+    columns = ["without", "layer", "depth", "group", "filters", "loss", "loss_change", "accuracy"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def aipc(
@@ -309,6 +347,22 @@ def aipc(
     return pd.DataFrame(rows, columns=["layer", "ranking", "draw", "fraction", "accuracy", "change"])
 
 
+def experiment_layer(layer: str, layers: Sequence[str]) -> str:
+    """Return the name of the layer whose filters an experiment masks.
+
+    Args:
+        layer: The setting: "last" for the deepest of the scanned layers, or a name.
+        layers: The scanned layers, in order of depth.
+
+    Raises:
+        LayerError: The layer was not scanned.
+    """
+    name = layers[-1] if layer == "last" else layer
+    if name not in layers:
+        raise LayerError(f"experiments.layer {name!r} was not scanned{did_you_mean(name, layers)}")
+    return name
+
+
 def property_masking(
     model: nn.Module,
     x: Tensor,
@@ -334,13 +388,57 @@ def property_masking(
     Raises:
         LayerError: The table has no such layer.
     """
-    layers = properties.sort_values("depth")["layer"].unique().tolist()
-    name = layers[-1] if layer == "last" else layer
-    if name not in layers:
-        raise LayerError(f"experiments.layer {name!r} was not scanned{did_you_mean(name, layers)}")
+    name = experiment_layer(layer, properties.sort_values("depth")["layer"].unique().tolist())
     frame = properties[properties["layer"] == name].sort_values("filter")
     rankings = {ranking: frame[ranking].to_numpy(np.float64) for ranking in RANKINGS}
     return aipc(model, x, y, name, rankings, steps, draws, seed)
+
+
+def type_masking(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    layer: str,
+    types: Mapping[str, Sequence[int] | NDArray[np.int64]],
+    checkpoint: str,
+    draws: int = 10,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mask all filters of a type together, and as many random filters of the layer.
+
+    Args:
+        model: The model.
+        x: Held-out inputs (N, C, H, W).
+        y: Labels (N,).
+        layer: The layer.
+        types: The filters of each type by its name (`properties.filter_types`).
+        checkpoint: Name of the checkpoint, for the table.
+        draws: Random choices.
+        seed: Seed of the random choices.
+
+    Returns:
+        checkpoint, layer, type, group (type, random), draw, filters (masked), proportion (of the layer's filters, 0 to
+        1), accuracy_lost (percentage points, positive for a loss); empty where there are no types.
+
+    Source: Dou Hui, doctoral slides, table 5-3.
+    """
+    masking = LayerMasking(model, x, y, layer)
+    total = _filter_count(model, masking.layer)
+    choices: list[tuple[str, str, int, list[int]]] = []
+    for name, members in types.items():
+        filters = [int(index) for index in members]
+        choices.append((name, "type", 0, filters))
+        choices += [
+            (name, "random", draw, chosen)
+            for draw, chosen in enumerate(_random_filters(total, len(filters), draws, seed))
+        ]
+    _, (base, *accuracies) = masking.results([[], *(chosen for *_, chosen in choices)])
+    rows = [
+        (checkpoint, layer, name, group, draw, len(chosen), len(chosen) / total, 100 * (base - accuracy))
+        for (name, group, draw, chosen), accuracy in zip(choices, accuracies, strict=True)
+    ]
+    columns = ["checkpoint", "layer", "type", "group", "draw", "filters", "proportion", "accuracy_lost"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def curve_area(fraction: NDArray[np.floating], change: NDArray[np.floating]) -> float:
@@ -391,6 +489,36 @@ def anomaly_masking(
         for (group, draw, _), accuracy in zip(choices, accuracies, strict=True)
     ]
     return pd.DataFrame(rows, columns=["checkpoint", "group", "draw", "filters", "accuracy_change"])
+
+
+def single_masking(
+    model: nn.Module, splits: Mapping[str, tuple[Tensor, Tensor]], anomalies: pd.DataFrame, checkpoint: str
+) -> pd.DataFrame:
+    """Mask each anomaly filter alone.
+
+    Args:
+        model: The model.
+        splits: Inputs (N, C, H, W) and labels (N,) of each split by name.
+        anomalies: The table of anomaly filters: layer, depth, filter, is_anomaly.
+        checkpoint: Name of the checkpoint, for the table.
+
+    Returns:
+        checkpoint, layer, depth, filter, split, accuracy_change (percentage points); empty where no filter is an
+        anomaly.
+
+    Source: Dou Hui, doctoral slides, table 6-4.
+    """
+    rows = []
+    for (depth, layer), found in anomalies[anomalies["is_anomaly"]].groupby(["depth", "layer"]):
+        filters = found["filter"].tolist()
+        for split, (x, y) in splits.items():
+            choices = [[], *([index] for index in filters)]
+            _, (base, *accuracies) = LayerMasking(model, x, y, str(layer)).results(choices)
+            rows += [
+                (checkpoint, layer, depth, index, split, 100 * (accuracy - base))
+                for index, accuracy in zip(filters, accuracies, strict=True)
+            ]
+    return pd.DataFrame(rows, columns=["checkpoint", "layer", "depth", "filter", "split", "accuracy_change"])
 
 
 @torch.inference_mode(False)
@@ -489,7 +617,7 @@ def layer_removal(
     folder: str | Path,
     seed: int,
     origin: Mapping[str, str],
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Retrain the model cut after the layer where the similarity curve peaks, one layer later, and whole.
 
     Args:
@@ -502,21 +630,28 @@ def layer_removal(
         origin: Provenance.
 
     Returns:
-        convolutions, chosen (whether the curve peaks there), parameters, accuracy and loss on the test split after the
-        last epoch.
+        The results: convolutions, chosen (whether the curve peaks there), parameters, accuracy and loss on the test
+        split after the last epoch. And the histories of these trainings: convolutions, chosen, then the columns of
+        `training.HISTORY`.
 
-    Source: Wang Xinyuan, bachelor's thesis, ch. 5.1.
+    Source: Wang Xinyuan, bachelor's thesis, ch. 5.1, figs 5-2 and 5-3.
     """
     peak = int(np.argmax(curve)) + 1
     regular = Protocol(**{**vars(protocol), "overfitting_epochs": 0})
-    rows = []
+    rows, histories = [], []
     for convolutions in sorted({peak, min(peak + 1, len(curve)), len(curve)}):
+        own = Path(folder) / f"convolutions{convolutions}"
         results = train(
             lambda kept=convolutions: build(kept),  # type: ignore[misc]
-            dataset, regular, Path(folder) / f"convolutions{convolutions}", seed,
+            dataset, regular, own, seed,
             {**origin, "model": f"{origin.get('model')}/{convolutions}"},
         )  # fmt: skip
         last = results[(results["checkpoint"] == "third3") & (results["split"] == "test")].iloc[0]
         count = parameter_count(build(convolutions))
         rows.append((convolutions, convolutions == peak, count, float(last["accuracy"]), float(last["loss"])))
-    return pd.DataFrame(rows, columns=["convolutions", "chosen", "parameters", "accuracy", "loss"])
+        history = pd.read_csv(own / "history.csv")
+        history.insert(0, "chosen", convolutions == peak)
+        history.insert(0, "convolutions", convolutions)
+        histories.append(history)
+    table = pd.DataFrame(rows, columns=["convolutions", "chosen", "parameters", "accuracy", "loss"])
+    return table, pd.concat(histories, ignore_index=True)

@@ -39,7 +39,8 @@ FIGURES = {
         "Each column is a class, each row a way to average its training images: all of them, stretched to the "
         "class's range (simple); those of highest and of lowest confidence; the simple one after gradient "
         "ascent on the class's score. The number is the network's confidence that the average belongs to its "
-        "class. First seed.",
+        "class. Below, the confidence of every class for every average: a bright diagonal means that averages are "
+        "recognised. First seed.",
     ),
     "learning_images": Figure(
         "draw_figures",
@@ -48,18 +49,103 @@ FIGURES = {
         "layers see a few pixels, late ones the whole object. The input stands above each learning image. "
         "First seed.",
     ),
+    "learning_process": Figure(
+        "draw_neurons",
+        "What a network learns, layer by layer",
+        "Each row is a test image, each column a layer; the picture is the learning image of the layer's most "
+        "activated neuron, red raises its value, blue lowers it. A fully connected network of the study stands above. "
+        "First seed.",
+    ),
+    "knowledge": Figure(
+        "draw_neurons",
+        "Knowledge amount of each layer",
+        "Count: share of the input's pixels in the support of an active neuron's learning image. Intensity: sum of "
+        "the image's absolute values, as a multiple of the input's. A fully connected network of the study stands "
+        "beside.",
+    ),
+    "distances": Figure(
+        "draw_neurons",
+        "Distances of learning images to their own and to other samples",
+        "Means over drawn neurons of each layer. Left: L2 distance in the input's units, which the input's own size "
+        "dominates. Middle: with image and sample scaled to unit norm, where 1.41 is unrelated. Right: how much nearer "
+        "the own sample is; 0 is a neuron whose image does not depend on the sample it sees.",
+    ),
+    "winners": Figure(
+        "draw_neurons",
+        "Distances of the output neurons' learning images to the input",
+        "Curves: mean distance to the input by the rank of the neuron's score; the winner stands first. Bars: share of "
+        "test images for which the winner is the nearest. Pictures: the images of two test images' highest class "
+        "scores; the number is the scaled distance. Pictures of the first seed.",
+    ),
+    "feature_maps": Figure(
+        "draw_neurons",
+        "Learning images and their feature maps",
+        "For the most activated filters of each layer: the feature map above, below it the sum of the absolute "
+        "learning images of the filter's neurons, which is finer. First scanned sample, first seed.",
+    ),
     "quantity": Figure(
         "draw_figures",
         "Feature quantity by layer",
         "FQ weighs how well a neuron's learning image matches the foreground (SSIM) by how much of it the "
-        "neuron sees. SSIM alone is high for nearly blank images; FQ is not.",
+        "neuron sees. SSIM alone is high for nearly blank images; FQ is not. Mean and variance over the neurons of "
+        "a layer.",
+    ),
+    "quantity_correlation": Figure(
+        "draw_neurons",
+        "Correlation of feature quantity and activation",
+        "Pearson's r over the neurons of a layer; of each neuron its FQ and its activation on the sample that FQ is "
+        "taken from. Neurons that are never active have neither and raise r, so the active ones stand beside.",
+    ),
+    "quantity_ablation": Figure(
+        "draw_neurons",
+        "Feature quantity without each of its elements",
+        "The product l c s vf nf, and with one factor left out: correlation with the activation, mean and variance "
+        "over a layer's neurons. Factors are at most 1, so leaving one out cannot lower the mean.",
+    ),
+    "explanations": Figure(
+        "draw_explanations",
+        "Learning images beside other explanations",
+        "Maps of some scanned test images, each stretched to its own range. NNS: sum of the absolute learning images "
+        "of the last convolutional layer's neurons; FQ: the same, weighted with each neuron's feature quantity, which "
+        "knows the foreground mask; TIP: size of the sum of the layer's filter images. Of these nothing remains where "
+        "the input is zero. The others explain the class that the network gives: CAM is defined for global pooling "
+        "and one linear layer only; how the slides got it for AlexNet and VGG they do not say. First seed.",
+    ),
+    "backpropagations": Figure(
+        "draw_explanations",
+        "Four kinds of backpropagation on the same images",
+        "The class score carried back to the pixels: its gradient; deconvolution, where a ReLU lets positive gradients "
+        "pass; guided backpropagation, where its output has to be positive too; integrated gradients from the zero "
+        "image. Largest size over the channels, each map stretched to its own range. First seed.",
+    ),
+    "similarity_measures": Figure(
+        "draw_explanations",
+        "Five similarity measures compared",
+        "A class average beside its picture, the guided-backpropagation image of its class score. A good measure "
+        "finds it more alike than another class's picture and than its own with shuffled pixels, recognises the "
+        "average at half brightness, and changes little when the picture is dimmed. Means over the classes, bars: "
+        "spread over seeds. The cosine cannot change with brightness, by definition.",
+    ),
+    "similar_neurons": Figure(
+        "draw_explanations",
+        "The least and the most similar neurons of some layers",
+        "Guided-backpropagation images of filters for the most confident average of the class with the lowest test "
+        "accuracy, with their similarity values. Filters that are not active are left out. Red and blue, or color "
+        "around gray: positive and negative values, each image stretched to its own range. First seed.",
     ),
     "similarity": Figure(
         "draw_figures",
         "Similarity by layer",
         "Cosine between a class average (method 1), or the guided-backpropagation image of its class score "
         "(method 2), and each neuron's guided-backpropagation image: mean and standard deviation over the "
-        "filters of a layer. Thin lines are classes.",
+        "filters of a layer. Thin lines are classes. Means over the seeds.",
+    ),
+    "strongest_filters": Figure(
+        "draw_filters",
+        "The filter that ranks first by each property",
+        "Of the layer whose filters are masked: the filter of the highest mean, variance, covariance with the input "
+        "and correlation with the input, with its image for some test images. Red raises the filter's values, blue "
+        "lowers them, each picture on its own scale. One filter may lead several rankings. First seed.",
     ),
     "aipc": Figure(
         "draw_figures",
@@ -73,6 +159,20 @@ FIGURES = {
         "Left: the regular training, whose lowest validation loss is the well-trained model. Right: the long "
         "training without regularisation that ends in the overfitted model.",
     ),
+    "anomaly_history": Figure(
+        "draw_filters",
+        "Loss and anomaly filters over the epochs",
+        "Along the overfitting training: the losses (a), how many filters are anomalies in the checkpoints kept on "
+        "the way (b), and how many show each of the three signs (c). Crosses are the well-trained networks, which "
+        "come from the regular training, at their epochs.",
+    ),
+    "cut_training": Figure(
+        "draw_explanations",
+        "Training curves of the cut networks",
+        "The network cut after the layer where its similarity curve peaks, one layer later, and whole, all trained "
+        "alike. A network that overfits less reaches its lowest validation loss later. The thesis shows losses and "
+        "accuracy on the test data; ours are of the validation split.",
+    ),
     "anomaly": Figure(
         "draw_figures",
         "Anomaly filters and their outlier samples",
@@ -84,8 +184,9 @@ FIGURES = {
 """The figures of a data set and model, by file name, in the order of the report."""
 
 TABLES = (
-    "slides_4-2", "slides_4-3", "slides_5-1", "slides_5-2", "slides_6-2", "slides_6-3", "slides_6-5",
-    "thesis_4-1", "thesis_5-1", "thesis_5-1_layers",
+    "slides_3-3", "slides_3-4", "slides_4-2", "slides_4-3", "slides_4-4", "slides_4-5", "slides_5-1", "slides_5-2",
+    "slides_5-3", "slides_6-2", "slides_6-3", "slides_6-4", "slides_6-5",
+    "thesis_4-1", "thesis_4-2", "thesis_5-1", "thesis_5-1_layers",
 )  # fmt: skip
 """The published tables that are rendered."""
 
@@ -93,7 +194,9 @@ CHECKPOINTS = ("well_trained", "overfitted")
 
 FORMATS = ("csv", "md", "tex", "html")
 
-EXPERIMENTS = ("diversity_masking", "aipc", "anomaly_masking", "gradients", "pruning")
+EXPERIMENTS = (
+    "diversity_masking", "ablation_masking", "aipc", "anomaly_masking", "anomaly_single", "gradients", "pruning",
+)  # fmt: skip
 
 
 class RunKey(NamedTuple):
@@ -157,6 +260,23 @@ class Layout:
         own = self.study.model(model).seeds
         return [seed for seed in self.study.seeds if own is None or seed in own]
 
+    def companion(self, dataset: str, model: str) -> str | None:
+        """Return the study's fully connected network, to be shown beside another model on a data set; else None."""
+        others = (name for data, name in self.networks() if data == dataset and name != model)
+        return next((name for name in others if self.study.model(name).source == "fcn"), None)
+
+    def of_companion(self, name: str) -> Callable[[Any], list[str]]:
+        """Return the paths of a file of the companion's run for all its seeds, as `over_seeds`; none without one."""
+
+        def paths(wildcards: Any) -> list[str]:
+            other = self.companion(wildcards.dataset, wildcards.model)
+            return [
+                self.run(name).format(dataset=wildcards.dataset, model=other, seed=seed)
+                for seed in (self.seeds(other) if other else [])
+            ]
+
+        return paths
+
     def trained(self) -> list[str]:
         """Return the models that the study trains."""
         return [model.name for model in self.study.models if model.weights is None]
@@ -176,6 +296,10 @@ class Layout:
     def checkpoints(self, model: str) -> list[str]:
         """Return the checkpoints of a model that are searched for anomaly filters."""
         return list(CHECKPOINTS) if model in self.overfitted() else ["well_trained"]
+
+    def on_the_way(self) -> list[str]:
+        """Return the checkpoints that the overfitting training keeps before its end (`training.kept_epochs`)."""
+        return [f"overfitting{part}" for part in range(1, self.study.anomaly.history_checkpoints + 1)]
 
     def cuttable(self, model: str) -> bool:
         """Return whether the layers of a model can be removed for the layer experiment."""
@@ -203,15 +327,23 @@ class Layout:
         names += [
             f"metrics/well_trained/{name}.parquet" for name in ("quantity", "diversity", "properties", "similarity")
         ]
+        names += [
+            f"metrics/well_trained/{name}.parquet"
+            for name in ("quantity_layers", "knowledge", "agreement", "distances", "winners")
+        ]
+        names += [f"metrics/well_trained/{name}.parquet" for name in ("classes", "measures", "localisation")]
         checkpoints = self.checkpoints(key.model)
         names += [
             f"metrics/{checkpoint}/{name}.parquet" for checkpoint in checkpoints for name in ("anomaly", "outliers")
         ]
         names += [f"experiments/{name}.parquet" for name in EXPERIMENTS]
+        if key.model in self.trained():
+            names.append("experiments/filter_types.parquet")
         if "overfitted" in checkpoints:
             names += ["training/overfitted_history.csv", "training/overfitted_results.csv"]
+            names.append("metrics/anomaly_history.parquet")
         if self.cuttable(key.model):
-            names.append("experiments/layers.parquet")
+            names += ["experiments/layers.parquet", "experiments/layers_histories.parquet"]
         return names
 
     def run_files(self, key: RunKey) -> list[str]:
@@ -244,6 +376,18 @@ class Layout:
             for dataset, model in self.networks()
             for figure in FIGURES
         ]
+
+    def pages(self) -> dict[str, str]:
+        """Return the study's interactive pages, by the figure that each belongs to."""
+        return {
+            f"{self.root}/figures/{dataset}/{model}/similarity.png": self.page.format(dataset=dataset, model=model)
+            for dataset, model in self.networks()
+        }
+
+    @property
+    def page(self) -> str:
+        """The pattern of the interactive page of the similarity curves."""
+        return f"{self.root}/figures/{{dataset}}/{{model}}/similarity.html"
 
     def captioned_figures(self) -> list[list[str]]:
         """Return title, explanation and file of each figure, in the order of the report."""

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,12 +26,16 @@ from torch.nn.functional import cross_entropy, pad
 from nnscan.errors import DataError
 from nnscan.models import device_of, logits, prepare, resolve_layer, weight_module
 from nnscan.moments import Moments
+from nnscan.scanner import filter_images
 from nnscan.suffixes import PASS_BYTES, Change, Suffix, find_suffix
 
 log = logging.getLogger(__name__)
 
 PROPERTIES = ("T_m", "T_v", "T_c", "T_cor")
 """Mean, variance, covariance with the input, correlation with the input."""
+
+TYPES = ("H-H", "H-noH", "noH-H", "L-L", "L-noL", "noL-L")
+"""Types of filters: how high they rank on the foreground, then on the background; see `filter_types`."""
 
 _CHUNK_BYTES = 64 * 2**20  # of filter images in float64; the computation holds three such arrays
 _KEPT_BYTES = 256 * 2**20  # of what a sensitivity keeps of each sample: gradients, or inputs by weight
@@ -102,6 +107,79 @@ def interpretable_properties(fimgs: _Sliceable, x: ArrayLike, foreground: ArrayL
     for suffix in list(areas)[1:]:
         columns[f"empty{suffix}"] = int((~areas[suffix].any(axis=1)).sum())
     return pd.DataFrame(columns)
+
+
+@dataclass(frozen=True)
+class _FilterImages:
+    """The filter images of a layer (N, K, 1, H, W), summed over their channels, computed where they are asked for."""
+
+    model: nn.Module
+    x: Tensor
+    layer: str
+    shape: tuple[int, ...]
+
+    def __getitem__(self, key: tuple[slice, slice], /) -> NDArray[Any]:
+        rows, filters = key
+        images = filter_images(self.model, self.x[rows], self.layer, range(self.shape[1])[filters])
+        return images.sum(2, keepdim=True).cpu().numpy()
+
+
+def area_means(model: nn.Module, x: Tensor, foreground: ArrayLike | None, layer: str) -> pd.DataFrame:
+    """Return T^f and T^b of every filter: T_m of its images inside the masks and outside, each over its own area.
+
+    Args:
+        model: The network.
+        x: (N, C, H, W) samples as fed to the network.
+        foreground: (N, H, W) bool, or None.
+        layer: The layer, by name.
+
+    Returns:
+        One row per filter: filter, T_m_foreground, T_m_background; NaN without masks, and where no sample has such an
+        area.
+
+    Raises:
+        LayerError: The model has no such layer.
+
+    Source: Dou Hui, doctoral slides, ch. 5 (table 5-3), which only names T^f and T^b.
+    """
+    filters = filter_images(model, x[:1], layer).shape[1]
+    if foreground is None:
+        return pd.DataFrame({"filter": np.arange(filters), "T_m_foreground": np.nan, "T_m_background": np.nan})
+    images = _FilterImages(model, x, layer, (len(x), filters, 1, *x.shape[2:]))
+    return interpretable_properties(images, x.cpu(), foreground)[["filter", "T_m_foreground", "T_m_background"]]
+
+
+def filter_types(foreground: ArrayLike, background: ArrayLike, share: float = 0.3) -> dict[str, NDArray[np.int64]]:
+    """Sort filters into six types by their ranks on the foreground and on the background.
+
+    High (H) are the filters of the highest `share` of a ranking, low (L) those of the lowest; among equal values the
+    lower filter number ranks higher. noH and noL are all the others, so that most filters that are neither high nor
+    low anywhere have no type.
+
+    Args:
+        foreground: T^f (K,).
+        background: T^b (K,).
+        share: Share of the filters that are high, and that are low: at least one filter each, at most half of them.
+
+    Returns:
+        The filters of each of `TYPES`, in order of their number; nothing where a value is missing.
+
+    Source: Dou Hui, doctoral slides, ch. 5 (table 5-3). The conditions for high and low are our reading: the published
+    proportions are those of the highest and lowest 30 % of 512 filters.
+    """
+    values = np.asarray(foreground, dtype=np.float64), np.asarray(background, dtype=np.float64)
+    if not np.isfinite(values).all():
+        return {}
+    filters = len(values[0])
+    size = min(max(1, round(share * filters)), filters // 2)
+    high, low = np.zeros((2, 2, filters), dtype=bool)  # each on the foreground and on the background
+    for area, scores in enumerate(values):
+        order = np.argsort(-scores, kind="stable")
+        high[area, order[:size]] = True
+        low[area, order[filters - size :]] = True
+    members = (high[0] & high[1], high[0] & ~high[1], ~high[0] & high[1], low[0] & low[1], low[0] & ~low[1],
+               ~low[0] & low[1])  # fmt: skip
+    return {name: np.flatnonzero(chosen) for name, chosen in zip(TYPES, members, strict=True)}
 
 
 def activation_value(feature_maps: ArrayLike) -> NDArray[np.float64]:

@@ -18,9 +18,7 @@ from markupsafe import escape
 
 from nnscan.artifacts import atomic_path
 from nnscan.errors import ArtifactError
-from nnscan.tables import MISSING, MODELS, QUANTITIES, Row, Table, columns_of, records_of, sort_key, typed
-
-DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+from nnscan.tables import DATA, MISSING, MODELS, QUANTITIES, Row, Table, columns_of, records_of, sort_key, typed
 
 # Keys of the tables as people read them; a key without a label reads as it is.
 LABELS = {
@@ -34,6 +32,8 @@ LABELS = {
     "third3": "after the training",
     "well_trained": "well trained (WT)",
     "overfitted": "overfitted (OF)",
+    "NNS": "NNS (control)",
+    "input": "input (control)",
     "accuracy, most similar pruned": "most similar pruned",
     "accuracy, least similar pruned": "least similar pruned",
     "accuracy, random neurons pruned": "random pruned",

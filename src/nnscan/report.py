@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ def write_report(
     claims: pd.DataFrame,
     figures: Sequence[tuple[str, str, str | Path]],
     provenance: Sequence[Mapping[str, str]],
+    pages: Mapping[str, str] | None = None,
 ) -> None:
     """Write the report of a study as one self-contained HTML page.
 
@@ -68,6 +70,7 @@ def write_report(
         claims: The result of `claims.evaluate_claims`.
         figures: Title, caption and PNG file of each figure.
         provenance: One mapping per artefact or run, for example name, digest, created.
+        pages: Interactive pages by the figure's file; the report links to them, they lie beside it.
 
     Raises:
         ArtifactError: A figure is missing or is no PNG image, or the page cannot be written.
@@ -99,7 +102,13 @@ def write_report(
         ],
         others=_claims(claims[~claims["table"].isin(shown)]),
         figures=[
-            {"id": f"figure-{place}", "title": title, "caption": caption, "image": _embedded(Path(image))}
+            {
+                "id": f"figure-{place}",
+                "title": title,
+                "caption": caption,
+                "image": _embedded(Path(image)),
+                "page": _link(Path(path), (pages or {}).get(str(image))),
+            }
             for place, (title, caption, image) in enumerate(figures, start=1)
         ],
         provenance=provenance,
@@ -204,6 +213,11 @@ def _drawing(row: Row, low: float, high: float, threshold: float) -> dict[str, s
     left, right = (place(value) for value in ends)
     spots = {"threshold": place(threshold), "mean": place(row["statistic"]), "left": left, "width": right - left}
     return {name: f"{spot:.2f}%" for name, spot in spots.items()}
+
+
+def _link(report: Path, page: str | None) -> str:
+    """Return the way from the report to a page, or nothing."""
+    return "" if page is None else Path(os.path.relpath(page, report.parent)).as_posix()
 
 
 def _embedded(path: Path) -> str:

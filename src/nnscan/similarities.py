@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nnscan.averages import confidences
 from nnscan.backprop import guided_batches, guided_scores
 from nnscan.errors import ConfigurationError, DataError, ModelError
 from nnscan.models import capture, device_of, logits, neuron_layers, prepare, resolve_layer
@@ -35,7 +38,7 @@ def cosine(references: Tensor, images: Tensor) -> Tensor:
     return (products / torch.where(norms == 0, 1, norms)).clamp(-1, 1)  # rounding may exceed 1
 
 
-def _layers_of(model: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[dict[str, int], dict[str, bool]]:
+def layers_of(model: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[dict[str, int], dict[str, bool]]:
     """Return each layer's number of filters, and whether a ReLU follows it: not if it gives the class scores."""
     prepared = prepare(model)
     with torch.no_grad(), capture(prepared, layers) as outputs:
@@ -58,7 +61,7 @@ def _values(
         raise DataError("an empty list of layers was given; name at least one, or give none for the default ones")
     chosen = neuron_layers(model, x) if layers is None else [resolve_layer(model, layer) for layer in layers]
     references = {method: x if method == 1 else guided_scores(model, x, range(len(x))) for method in methods}
-    filters, rectified = _layers_of(model, x[:1], chosen)
+    filters, rectified = layers_of(model, x[:1], chosen)
     values = {  # zero for what is left out below: a filter that is not active has a zero image
         layer: torch.zeros((len(methods), len(x), count), dtype=torch.float64, device=x.device)
         for layer, count in filters.items()
@@ -172,6 +175,21 @@ def layer_curves(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"mean": groups.mean(), "sd": groups.std(ddof=0)}).reset_index()
 
 
+def seed_curves(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the similarity curves of each class, means over the seeds.
+
+    Args:
+        frame: The tables of `similarities` of all seeds, with the column seed.
+
+    Returns:
+        One row per average, method, class and layer: mean and sd over the layer's filters (`layer_curves`), sorted by
+        class and depth.
+    """
+    keys = ["average", "method", "class", "layer", "depth"]
+    curves = layer_curves(frame).groupby(keys, sort=False, observed=True)[["mean", "sd"]].mean().reset_index()
+    return curves.sort_values(["method", "class", "depth"], kind="stable", ignore_index=True)
+
+
 def chosen_similarities(frame: pd.DataFrame, method: int) -> pd.DataFrame:
     """Return the values of `similarities` that rank neurons and layers: of simple averages and one method."""
     return frame[(frame["average"] == "simple") & (frame["method"] == method)]
@@ -181,3 +199,42 @@ def mean_curve(frame: pd.DataFrame) -> list[float]:
     """Return the mean similarity of each layer over filters and classes, in order of depth."""
     curve = frame.groupby("depth")["similarity"].mean().sort_index()
     return [float(value) for value in curve]
+
+
+def class_results(
+    model: nn.Module,
+    x: Tensor,
+    y: NDArray[np.int64],
+    classes: Sequence[str],
+    matrices: Mapping[str, NDArray[np.float64]],
+) -> pd.DataFrame:
+    """Return for each class how often it is recognised, and what the network makes of its average images.
+
+    Args:
+        model: A classifier; it is left unchanged.
+        x: Held-out inputs (N, C, H, W), as fed to the network.
+        y: Labels (N,).
+        classes: Class names.
+        matrices: Confidence matrices (n_classes, n_classes) by kind of average (`averages.read_confidences`).
+
+    Returns:
+        One row per class: class (number), name, samples, accuracy (0 to 1; NaN without a sample), and for each kind of
+        average confidence_<kind> (0 to 1, that it belongs to its class) and recognised_<kind> (whether its class has
+        the highest confidence).
+
+    Source: Wang Xinyuan, bachelor's thesis, table 4-2 and figs 3-12 to 3-14 and 4-9 to 4-11.
+    """
+    right = confidences(model, x).argmax(1).numpy() == y
+    members = [y == number for number in range(len(classes))]
+    frame = pd.DataFrame(
+        {
+            "class": range(len(classes)),
+            "name": list(classes),
+            "samples": [int(own.sum()) for own in members],
+            "accuracy": [float(right[own].mean()) if own.any() else float("nan") for own in members],
+        }
+    )
+    for kind, matrix in matrices.items():
+        frame[f"confidence_{kind}"] = matrix.diagonal()
+        frame[f"recognised_{kind}"] = matrix.argmax(1) == np.arange(len(classes))
+    return frame

@@ -36,19 +36,32 @@ MODELS = {
     "vgg16": "VGG-16",
     "resnet18": "ResNet-18",
 }
+DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 # Every quantity of the tables: its unit and the decimals that people see of ours.
 QUANTITIES = {
+    "agreement": ("1", 3),
+    "IoU": ("1", 3),
     "SSIM": ("1", 3),
     "FQ": ("1", 4),
     "loss change": ("%", 1),
     "area": ("pp", 1),
     "drop at 50 %": ("pp", 1),
     "rank correlation": ("1", 2),
+    "proportion": ("1", 2),
+    "accuracy lost": ("pp", 1),
+    "accuracy lost, random filters": ("pp", 1),
     "anomaly filters": ("filters", 1),
+    "unbalanced clusters": ("filters", 1),
+    "high CH index": ("filters", 1),
+    "high activation": ("filters", 1),
+    **{f"anomaly filters, outliers up to {share}": ("filters", 1) for share in ("0.5%", "1%", "2%", "5%")},
     "filters examined": ("filters", 0),
     "gradient": ("norm", 3),
     "samples": ("samples", 1),
     "accuracy change": ("pp", 2),
+    "training accuracy falls": ("filters", 1),
+    "validation accuracy rises": ("filters", 1),
+    "either accuracy changes": ("filters", 1),
     "filters masked": ("filters", 1),
     "parameters": ("parameters", 0),
     "training loss": ("1", 3),
@@ -63,14 +76,17 @@ QUANTITIES = {
 # The order in which the values of keys stand.
 _ORDER = (
     *QUANTITIES,
+    *("above 5 %", "above 0", "most activated pair", "any pair", "l", "c", "s", "vf", "nf"),
+    *("CAM", "Grad-CAM", "FQ map", "NNS", "input"),
     *("top", "bottom", "outlier", "normal", "anomaly", "T_m", "T_v", "T_c", "T_cor", "random", "AVoU", "SoU"),
+    *("H-H", "H-noH", "noH-H", "L-L", "L-noL", "noL-L"),
     *("third1", "third2", "third3", "well_trained", "overfitted"),
 )
 
 MISSING = ""  # the quantity of a row that only says which file a run lacks
 
 BASE = ("dataset", "model")
-_COUNTS = ("position", "convolutions")  # keys that are whole numbers
+_COUNTS = ("position", "convolutions", "class")  # keys that are whole numbers
 _NUMBERS = ("ours", "spread", "statistic", "ci_low", "ci_high", "threshold")
 
 Row = dict[str, Any]  # of a frame, by column

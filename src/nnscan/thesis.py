@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from nnscan.tables import (
+    DATA,
     MISSING,
     Row,
     Run,
@@ -19,6 +21,7 @@ from nnscan.tables import (
     percent,
     positions,
     published_rows,
+    rank_correlation,
     records_of,
     reduced,
     summarise,
@@ -30,9 +33,47 @@ _THESIS = "Wang Xinyuan, bachelor's thesis, table"
 PRUNING = "experiments/pruning.parquet"
 LAYERS = "experiments/layers.parquet"
 RESULTS = "training/results.csv"
+HISTORY = "training/history.csv"
 OVERFITTED_RESULTS = "training/overfitted_results.csv"
+CLASSES = "metrics/well_trained/classes.parquet"
+SIMILARITY = "metrics/well_trained/similarity.parquet"
+MEASURES = "metrics/well_trained/measures.parquet"
+HISTORIES = "experiments/layers_histories.parquet"
 
 LAST_EPOCH = "third3"  # the thesis keeps the model after its last epoch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chapter 2: similarity measures
+
+
+def measure_results(frame: pd.DataFrame) -> list[Row]:
+    """Return of each measure the mean over the classes of what `measures.compare` finds."""
+    return [
+        {"measure": measure, "quantity": quantity, "value": mean_of(part[quantity])}
+        for measure, part in frame.groupby("measure")
+        for quantity in ("over_other", "brightness")
+    ]
+
+
+def cosine_over_other_measures(run: Run) -> float:
+    """Return how much more often the cosine prefers the own picture to another class's than the best other measure."""
+    rows = reduced(run, MEASURES, measure_results)
+    share = {row["measure"]: row["value"] for row in rows if row["quantity"] == "over_other"}
+    return float(share.pop("cosine") - max(share.values()))
+
+
+def euclidean_brightness_over_cosine(run: Run) -> float:
+    """Return the reaction to half brightness of the Euclidean distance minus that of the cosine."""
+    rows = reduced(run, MEASURES, measure_results)
+    euclidean, cosine = (
+        values_of(rows, "a class's picture is worth as much as another's", measure=measure, quantity="brightness")[0]
+        for measure in ("Euclidean", "cosine")
+    )
+    return euclidean - cosine
+
+
+_STATISTICS_2 = (cosine_over_other_measures, euclidean_brightness_over_cosine)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -66,6 +107,19 @@ def accuracy_after_training(run: Run) -> float:
     return values_of(rows, "accuracy undefined", checkpoint=LAST_EPOCH, quantity="test accuracy")[0]
 
 
+def loss_history(frame: pd.DataFrame) -> list[Row]:
+    """Return the validation loss of each epoch."""
+    return [{"epoch": int(row["epoch"]), "value": float(row["validation_loss"])} for row in records_of(frame)]
+
+
+def loss_trend_after_lowest(run: Run) -> float:
+    """Return the rank correlation of epoch and validation loss from the epoch of the lowest loss on."""
+    values = [row["value"] for row in reduced(run, HISTORY, loss_history)]
+    if not values:
+        raise UndefinedStatistic("not trained by nnscan")
+    return _trend(values[int(np.argmin(values)) :], "the last epoch has the lowest loss")
+
+
 def loss_gap_after_training(run: Run) -> float:
     """Return the test loss minus the training loss after the last regular epoch."""
     rows = reduced(run, RESULTS, training_results)
@@ -74,6 +128,152 @@ def loss_gap_after_training(run: Run) -> float:
         for split in ("test", "training")
     )
     return test - training
+
+
+def class_accuracies(frame: pd.DataFrame) -> list[Row]:
+    """Return the test accuracy (%) of each class."""
+    return [
+        {"class": int(row["class"]), "name": row["name"], "quantity": "test accuracy", "value": 100 * row["accuracy"]}
+        for row in records_of(frame)
+    ]
+
+
+def table_classes(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
+    """Fill thesis 4-2: test accuracy by class. Source: Wang Xinyuan, bachelor's thesis, ch. 4."""
+    keys = ("class", "name")
+    ours = summarise(measure(runs, CLASSES, class_accuracies, "not measured"), keys, "no test image of this class")
+    for network in {(row["dataset"], row["model"]) for row in ours}:
+        known = [row for row in ours if (row["dataset"], row["model"]) == network and math.isfinite(row["ours"])]
+        for row in known:
+            if row["ours"] == min(other["ours"] for other in known):
+                row["note"] = "; ".join(filter(None, (row["note"], "the lowest accuracy of the classes")))
+    data = set(published["data"])
+    rows = [row for row in published_rows(published, runs) if DATA.get(row["dataset"]) in data]
+    for row in rows:
+        row["class"] = int(row["class"])
+    return assemble(ours, rows, published, keys, "not measured in these runs")
+
+
+def average_results(frame: pd.DataFrame) -> list[Row]:
+    """Return the share of the averages of each kind that the network takes for their class."""
+    kinds = [str(name).removeprefix("recognised_") for name in frame.columns if str(name).startswith("recognised_")]
+    return [
+        {"average": kind, "quantity": "recognised", "value": float(frame[f"recognised_{kind}"].mean())}
+        for kind in kinds
+    ]
+
+
+def _recognised(run: Run, kind: str) -> float:
+    return values_of(reduced(run, CLASSES, average_results), "undefined", average=kind)[0]
+
+
+def most_over_simple_recognised(run: Run) -> float:
+    """Return the share of recognised averages of the most confident images minus that of the simple averages."""
+    return _recognised(run, "most") - _recognised(run, "simple")
+
+
+def least_recognised(run: Run) -> float:
+    """Return the share of the averages of the least confident images that the network takes for their class."""
+    return _recognised(run, "least")
+
+
+def most_recognised(run: Run) -> float:
+    """Return the share of the averages of the most confident images that the network takes for their class."""
+    return _recognised(run, "most")
+
+
+def ascended_recognised(run: Run) -> float:
+    """Return the share of the network-driven averages that the network takes for their class."""
+    return _recognised(run, "ascended")
+
+
+def curves(frame: pd.DataFrame) -> list[Row]:
+    """Return mean and standard deviation of the similarity over each layer's filters, by class, average and method."""
+    keys = ["average", "method", "class", "layer"]
+    places = positions(frame)
+    groups = frame.groupby(keys)["similarity"]
+    found = pd.DataFrame({"mean": groups.mean(), "sd": groups.std(ddof=0)}).reset_index()
+    return [
+        {**{key: row[key] for key in keys}, "position": places[str(row["layer"])], "quantity": quantity,
+         "value": row[quantity]}
+        for row in records_of(found)
+        for quantity in ("mean", "sd")
+    ]  # fmt: skip
+
+
+def _curve(run: Run, average: str, quantity: str, number: int | None = None) -> list[float]:
+    """Return a curve by layer, by method 2 as the thesis shows them: of a class, or the mean over the classes."""
+    rows = reduced(run, SIMILARITY, curves)
+    found = [row for row in rows if (row["average"], row["method"], row["quantity"]) == (average, 2, quantity)]
+    if not found:
+        raise UndefinedStatistic(f"no similarity with {average} averages")
+    places = sorted({row["position"] for row in found})
+    return [
+        float(np.mean([row["value"] for row in found if row["position"] == place and number in (None, row["class"])]))
+        for place in places
+    ]
+
+
+def _trend(values: list[float], reason: str) -> float:
+    """Return the rank correlation of values with their positions."""
+    trend = rank_correlation(pd.Series(range(len(values))), pd.Series(values))
+    if math.isnan(trend):
+        raise UndefinedStatistic(reason)
+    return trend
+
+
+def similarity_trend(run: Run) -> float:
+    """Return the rank correlation of a layer's position with its mean similarity to the simple averages."""
+    return _trend(_curve(run, "simple", "mean"), "no trend: one layer, or the same similarity in all")
+
+
+def late_deviation_trend(run: Run) -> float:
+    """Return the rank correlation of position and standard deviation over the second half of the layers."""
+    values = _curve(run, "simple", "sd")
+    return _trend(values[len(values) // 2 :], "no trend: fewer than two layers in the second half, or all the same")
+
+
+def layers_after_peak(run: Run) -> float:
+    """Return how many layers follow the one where the mean similarity to the simple averages peaks."""
+    values = _curve(run, "simple", "mean")
+    if len(values) < 2:
+        raise UndefinedStatistic("one layer only")
+    return float(len(values) - 1 - int(np.argmax(values)))
+
+
+def _worst_class(run: Run) -> int:
+    """Return the class of the lowest test accuracy.
+
+    Raises:
+        UndefinedStatistic: Several classes share it.
+    """
+    accuracies = {row["class"]: row["value"] for row in reduced(run, CLASSES, class_accuracies)}
+    known = {number: value for number, value in accuracies.items() if math.isfinite(value)}
+    lowest = [number for number, value in known.items() if value == min(known.values())]
+    if len(lowest) != 1:
+        raise UndefinedStatistic("several classes have the lowest accuracy")
+    return int(lowest[0])
+
+
+def _worst_lag(run: Run, average: str, quantity: str) -> float:
+    """Return a curve of the class of the lowest accuracy minus the mean over the classes, mean over the layers."""
+    own, every = _curve(run, average, quantity, _worst_class(run)), _curve(run, average, quantity)
+    return float(np.mean(own) - np.mean(every))
+
+
+def worst_class_least_lag(run: Run) -> float:
+    """Return how far the worst class's similarity with its least confident average is above the mean of classes."""
+    return _worst_lag(run, "least", "mean")
+
+
+def worst_class_least_over_most_lag(run: Run) -> float:
+    """Return the same minus what it is with the most confident averages."""
+    return _worst_lag(run, "least", "mean") - _worst_lag(run, "most", "mean")
+
+
+def worst_class_least_deviation(run: Run) -> float:
+    """Return how far the worst class's standard deviation with its least confident average is above the mean."""
+    return _worst_lag(run, "least", "sd")
 
 
 _TABLES_4 = (
@@ -89,10 +289,33 @@ _TABLES_4 = (
         "checkpoint after the regular training. Losses are mean cross-entropies, the accuracy is in percent. "
         "A study on part of a data set, or with fewer epochs, need not reach the published accuracy.",
     ),
+    Table(
+        id="thesis_4-2",
+        title="Test accuracy by class",
+        source=f"{_THESIS} 4-2",
+        direction="one class clearly below the others",
+        inputs=(CLASSES,),
+        function=table_classes,
+        columns="quantity",
+        caption="Test accuracy of each class in percent, of the well-trained network, to which our similarity values "
+        "belong; the thesis measures the network after the last epoch and prints shares. Its lowest is class 2 with "
+        "51.8 %. The classes of other data are other classes: no published values stand beside them.",
+    ),
 )
 _STATISTICS_4 = (
+    most_over_simple_recognised,
+    least_recognised,
+    most_recognised,
+    ascended_recognised,
+    similarity_trend,
+    late_deviation_trend,
+    layers_after_peak,
+    worst_class_least_lag,
+    worst_class_least_over_most_lag,
+    worst_class_least_deviation,
     accuracy_after_training,
     loss_gap_after_training,
+    loss_trend_after_lowest,
 )
 
 
@@ -224,6 +447,39 @@ def cut_over_later(run: Run) -> float:
     return accuracies[cut] - accuracies[cut + 1]
 
 
+def lowest_losses(frame: pd.DataFrame) -> list[Row]:
+    """Return the epoch of the lowest validation loss of each network that was cut, and of the whole."""
+    lowest = frame.sort_values("validation_loss", kind="stable").drop_duplicates("convolutions")
+    return [
+        {
+            "convolutions": int(row["convolutions"]),
+            "chosen": bool(row["chosen"]),
+            "quantity": "epoch",
+            "value": float(row["epoch"]),
+        }
+        for row in records_of(lowest)
+    ]
+
+
+def _delay(run: Run, later: bool) -> float:
+    """Return the epoch of the lowest validation loss of the cut network minus that of another one."""
+    rows = {row["convolutions"]: row for row in reduced(run, HISTORIES, lowest_losses)}
+    cut = next(count for count, row in rows.items() if row["chosen"])
+    if cut == max(rows):
+        raise UndefinedStatistic("the similarity curve peaks at the last layer: nothing is cut")
+    return float(rows[cut]["value"] - rows[cut + 1 if later else max(rows)]["value"])
+
+
+def cut_delay_over_whole(run: Run) -> float:
+    """Return how many epochs later the cut network has its lowest validation loss than the whole one."""
+    return _delay(run, later=False)
+
+
+def cut_delay_over_later(run: Run) -> float:
+    """Return how many epochs later the cut network has its lowest validation loss than one cut a layer later."""
+    return _delay(run, later=True)
+
+
 _TABLES_5 = (
     Table(
         id="thesis_5-1",
@@ -261,8 +517,10 @@ _STATISTICS_5 = (
     most_over_random_damage,
     cut_over_whole,
     cut_over_later,
+    cut_delay_over_whole,
+    cut_delay_over_later,
 )
 
 
 TABLES = {table.id: table for table in (*_TABLES_4, *_TABLES_5)}
-STATISTICS = {function.__name__: function for function in (*_STATISTICS_4, *_STATISTICS_5)}
+STATISTICS = {function.__name__: function for function in (*_STATISTICS_2, *_STATISTICS_4, *_STATISTICS_5)}

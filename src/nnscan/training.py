@@ -2,7 +2,8 @@
 
 The regular training keeps its state after each third and at the lowest validation loss (well-trained, WT). A second,
 long training from the same start and in the same data order, without weight decay and augmentation, ends in the
-overfitted checkpoint (OF; Dou Hui, doctoral slides, ch. 6, whose protocol is not stated).
+overfitted checkpoint (OF; Dou Hui, doctoral slides, ch. 6, whose protocol is not stated); on request it keeps its state
+at some epochs before that, evenly spaced, whose anomaly filters are counted (figure 6-4).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 HISTORY = ["phase", "epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
 THIRDS = ("third1", "third2", "third3")
+EVALUATED = (*THIRDS, "well_trained", "overfitted")  # checkpoints with losses and accuracies in a table of results
 Phase = Literal["regular", "overfitting"]
 
 
@@ -72,6 +74,7 @@ class Protocol:
         batch_size: Images in a batch.
         augmentation: "none", "shift", "flip" or "shift_flip", in the regular training.
         overfitting_epochs: Epochs of the overfitting training; 0 for none.
+        precision: "float32", or "bfloat16": products of the training passes in bfloat16, weights and sums in float32.
     """
 
     optimizer: str = "adam"
@@ -82,6 +85,7 @@ class Protocol:
     batch_size: int = 128
     augmentation: str = "none"
     overfitting_epochs: int = 80
+    precision: str = "float32"
 
 
 @contextmanager
@@ -139,11 +143,26 @@ def augment(x: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
     return x
 
 
+def kept_epochs(protocol: Protocol, phase: Phase, history: int = 0) -> dict[str, int]:
+    """Return the checkpoints that a training keeps whatever their validation loss, and the epoch after which each is.
+
+    Args:
+        protocol: How the model is trained.
+        phase: "regular": after each third; "overfitting": `history` checkpoints on the way, evenly spaced, and the end.
+        history: Checkpoints overfitting1, overfitting2, ... before the last epoch of the overfitting training.
+    """
+    regular = phase == "regular"
+    names = THIRDS if regular else (*(f"overfitting{part}" for part in range(1, history + 1)), "overfitted")
+    epochs = protocol.epochs if regular else protocol.overfitting_epochs
+    return {name: max(1, round(epochs * part / len(names))) for part, name in enumerate(names, start=1)}
+
+
 class _Trainer:
     """One training: model, optimiser and data order, advanced epoch by epoch, and its state for resuming."""
 
-    def __init__(self, model: nn.Module, protocol: Protocol, phase: Phase, seed: int) -> None:
+    def __init__(self, model: nn.Module, protocol: Protocol, phase: Phase, seed: int, history: int) -> None:
         self.model, self.protocol, self.phase = model, protocol, phase
+        self.checkpoints = kept_epochs(protocol, phase, history)
         decay = protocol.weight_decay if phase == "regular" else 0.0
         self.augmentation = protocol.augmentation if phase == "regular" else "none"
         self.epochs = protocol.epochs if phase == "regular" else protocol.overfitting_epochs
@@ -171,7 +190,8 @@ class _Trainer:
             if len(batch) == 1 and len(x) > 1:  # batch normalisation has no variance of one image
                 continue
             images, labels = augment(x[batch], self.augmentation, self.noise).to(device), y[batch].to(device)
-            scores = logits(self.model(images))
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.protocol.precision == "bfloat16"):
+                scores = logits(self.model(images)).to(images.dtype)
             loss = nn.functional.cross_entropy(scores, labels)
             self._check("loss", loss.item(), number)
             self.optimizer.zero_grad()
@@ -193,13 +213,9 @@ class _Trainer:
                 "validation_accuracy": validation_accuracy,
             }
         )
-        if self.phase == "overfitting":
-            names = ["overfitted"] if number == self.epochs else []
-        else:
-            names = [
-                name for part, name in enumerate(THIRDS, start=1) if number == max(1, round(self.epochs * part / 3))
-            ]
-            names += ["well_trained"] if validation_loss < lowest else []
+        names = [name for name, epoch in self.checkpoints.items() if epoch == number]
+        if self.phase == "regular" and validation_loss < lowest:
+            names.append("well_trained")
         for name in names:
             self.kept[name] = copy.deepcopy(self.model.state_dict())
 
@@ -259,14 +275,15 @@ def train(
     origin: Mapping[str, str],
     phase: Phase = "regular",
     progress: bool = True,
+    history: int = 0,
 ) -> pd.DataFrame:
     """Train a model from one seed and write its checkpoints, history and results.
 
     The regular phase writes to `folder` third1, third2, third3 and well_trained as safetensors, history.csv with one
     row per epoch, and results.csv with loss and accuracy of each checkpoint on each split. The overfitting phase,
     which starts from the same weights and sees the same order of images, writes overfitted, overfitted_history.csv and
-    overfitted_results.csv. A state file is kept after each epoch; a call that finds one of the same training goes on
-    there.
+    overfitted_results.csv, and overfitting1, overfitting2, ..., of which there are no results. A state file is kept
+    after each epoch; a call that finds one of the same training goes on there.
 
     Args:
         build: Returns the model, freshly initialised from torch's global generator.
@@ -277,6 +294,7 @@ def train(
         origin: Provenance; its entries "model" and "code" tell one training from another when resuming.
         phase: "regular" or "overfitting".
         progress: Show a progress bar.
+        history: Checkpoints on the way through the overfitting phase; see `kept_epochs`.
 
     Returns:
         The table of results: checkpoint, split, loss, accuracy.
@@ -286,13 +304,13 @@ def train(
     """
     folder = Path(folder)
     state_path = folder / f"state_{phase}.pt"
-    key = digest(asdict(protocol), dataset.digest, seed, phase, origin.get("model"), origin.get("code"))
+    key = digest(asdict(protocol), dataset.digest, seed, phase, history, origin.get("model"), origin.get("code"))
     tensors = {split: split_tensors(dataset, split) for split in SPLITS}
     results = []
     with deterministic():
         torch.manual_seed(seed)
         model = build().to(chosen_device())
-        trainer = _Trainer(model, protocol, phase, seed)
+        trainer = _Trainer(model, protocol, phase, seed, history)
         state = _load_state(state_path, key)
         if state is not None:
             trainer.resume(state)
@@ -306,10 +324,11 @@ def train(
                 log.info("%s", record)
                 bar.update()
                 _save_state(state_path, key, trainer)
-        for name in [*THIRDS, "well_trained"] if phase == "regular" else ["overfitted"]:
+        for name in [*trainer.checkpoints, *(["well_trained"] if phase == "regular" else [])]:
             model.load_state_dict(trainer.kept[name])
             save_weights(folder / f"{name}.safetensors", model, origin)
-            results.append(checkpoint_results(model, name, tensors))
+            if name in EVALUATED:
+                results.append(checkpoint_results(model, name, tensors))
     table = pd.concat(results, ignore_index=True)
     prefix = "" if phase == "regular" else "overfitted_"
     write_csv(folder / f"{prefix}history.csv", pd.DataFrame(trainer.history, columns=HISTORY))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nnscan import quantity
 from nnscan.moments import Moments
-from nnscan.quantity import feature_quantity, neuron_quantity, quantity_parts
+from nnscan.quantity import feature_quantity, layer_quantity, neuron_quantity, quantity_parts
 from nnscan.scanner import scan
 
 
@@ -175,6 +175,17 @@ def test_fq_of_a_scan_is_that_of_the_slow_twin(build, block, noise_factor):
     moments = scan(model, x, masks, layers, block)
     neurons = neuron_quantity([(layer, moments.select(layer)) for layer in layers], noise_factor)
     np.testing.assert_allclose(neurons.set_index(keys[:-1])["fq"].sort_index(), best.sort_index(), rtol=1e-7, atol=1e-9)
+
+    # and of a layer without an element, the maximum of the product of the others
+    by_layer = layer_quantity([(layer, moments.select(layer)) for layer in layers], noise_factor)
+    for _, row in by_layer.iterrows():
+        others = [part for part in ("l", "c", "s", "vf", "nf") if part != row["without"]]
+        own = expected[expected["layer"] == row["layer"]].copy()
+        own["product"] = own[others].prod(axis=1).clip(lower=0)
+        learned = own.groupby(keys[1:-1], sort=False)["product"].max()
+        assert row["mean"] == pytest.approx(learned.mean(), rel=1e-7)
+        assert row["variance"] == pytest.approx(learned.var(ddof=0), rel=1e-6, abs=1e-12)
+    assert by_layer.groupby("layer")["mean"].nunique().max() > 3  # leaving out what is not 1 matters
 
 
 # The core: I_x = p I --------------------------------------------------------------------------------------------------

@@ -6,20 +6,34 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nnscan import slides
+from nnscan.artifacts import write_frame
 from nnscan.claims import STATISTICS, Claim, evaluate_claims, interval, read_claims, verdict
-from nnscan.contents import TABLES
+from nnscan.contents import CONTENTS, TABLES
 from nnscan.errors import ConfigurationError
+from nnscan.properties import TYPES
+from nnscan.training import THIRDS
 from result_files import (
     make_runs,
     pick,
     put,
+    put_ablation,
+    put_agreement,
     put_anomalies,
     put_curves,
+    put_distances,
+    put_history,
+    put_knowledge,
+    put_layer_quantities,
     put_layers,
+    put_localisation,
     put_masking,
     put_properties,
     put_pruning,
     put_results,
+    put_single,
+    put_types,
+    put_winners,
     quantities,
 )
 
@@ -29,7 +43,7 @@ T_975_2 = (2 * 0.975 - 1) * math.sqrt(2 / (4 * 0.975 * 0.025))  # quantile of St
 def test_claims_statistics_and_tables_belong_together(published):
     claims = read_claims(published / "claims.csv")
     assert {claim.statistic for claim in claims} == set(STATISTICS)
-    assert {claim.table for claim in claims} == set(TABLES)
+    assert set(TABLES) <= {claim.table for claim in claims} <= set(CONTENTS)
     assert len({claim.id for claim in claims}) == len(claims)
     assert {path.stem for path in published.glob("*.csv")} == {*TABLES, "claims"}
 
@@ -193,6 +207,139 @@ def test_statistics_of_masking_and_pruning(tmp_path):
     assert STATISTICS["loss_top_over_random"](run) == 70
 
 
+def test_types_and_phases_are_those_of_the_library():
+    assert slides.TYPES == TYPES
+    assert slides.PHASES == THIRDS
+
+
+def test_statistics_of_filter_types(tmp_path):
+    run = make_runs(tmp_path, "vgg11", seeds=(0,))[0]
+    types = {"H-H": (0.3, [6.0, 12.0, 24.0], 3.0), "H-noH": (0.1, [1.0, 2.0, 6.0], 0.5), "L-L": (0.2, [0, 3.0, 0], 2.0)}
+    types |= {name: (0.05, [0, 0, 0], 0) for name in ("noH-H", "L-noL", "noL-L")}
+    put_types(run, types)
+    assert STATISTICS["types_alike_over_foreground_only"](run) == pytest.approx(0.2)
+    assert STATISTICS["types_alike_over_others"](run) == pytest.approx(0.5 - 0.25)
+    assert STATISTICS["high_high_lead"](run) == pytest.approx(14 - 3)
+    assert STATISTICS["high_high_over_random"](run) == pytest.approx(14 - 3)
+    assert STATISTICS["high_high_over_foreground_only"](run) == pytest.approx(24 / 30 - 6 / 10)
+    assert STATISTICS["high_high_growth"](run) == 18
+    put_types(run, {**types, "L-L": (0.2, [20.0, 20.0, 20.0], 2.0), "H-H": (0.3, [6.0, 12.0, 24.0], 15.0)})
+    assert STATISTICS["high_high_lead"](run) == pytest.approx(14 - 20)
+    assert STATISTICS["high_high_over_random"](run) == pytest.approx(-1)
+
+
+def test_claims_about_types_are_undefined_without_types(tmp_path):
+    runs = make_runs(tmp_path, "vgg11", seeds=(0, 1, 2))
+    nothing = pd.DataFrame(columns=["checkpoint", "layer", "type", "group", "draw", "proportion", "accuracy_lost"])
+    write_frame(runs[0].folder / "experiments/filter_types.parquet", nothing, {})
+    put_types(runs[1], {name: (0.2 * (name != "H-noH"), [1, 2, 3], 1) for name in TYPES})
+    row = pick(evaluate_claims([claim("high_high_over_foreground_only")], runs))
+    assert (row["seeds"], row["undefined"], row["verdict"]) == (0, 3, "inconclusive")
+    assert "undefined for seed 0: no foreground and background to tell apart" in row["note"]
+    assert "undefined for seed 1: no H-noH filters" in row["note"]
+    assert "undefined for seed 2: experiments/filter_types.parquet is missing" in row["note"]
+    assert pick(evaluate_claims([claim("high_high_growth")], runs))["statistic"] == 2
+
+
+def test_statistics_of_single_anomaly_filters(tmp_path):
+    runs = make_runs(tmp_path, "lenet5", seeds=(0, 1, 2))
+    put_single(runs[0], [(-1, -1), (-0.5, 0), (-2, 2), (0, 0), (0, 1)])
+    assert STATISTICS["training_falls"](runs[0]) == 0.75
+    assert STATISTICS["validation_rises"](runs[0]) == 0.5
+    put_single(runs[1], [(0, 0)])
+    put_single(runs[2], [(-1, 1)], "well_trained")
+    row = pick(evaluate_claims([claim("training_falls")], runs))
+    assert (row["statistic"], row["seeds"], row["undefined"]) == (0.75, 1, 2)
+    assert "undefined for seed 1: masking any one anomaly filter leaves the accuracy as it is" in row["note"]
+    assert "undefined for seed 2: no anomaly filters in the overfitted network" in row["note"]
+
+
+def test_trend_of_anomaly_filters_along_the_overfitting_training(tmp_path):
+    runs = make_runs(tmp_path, "lenet5", seeds=(0, 1, 2))
+    put_history(runs[0], {20: 1, 40: 3, 60: 2, 80: 7})
+    assert STATISTICS["anomaly_trend"](runs[0]) == pytest.approx(1 - 6 * 2 / (4 * 15))  # the well-trained is left out
+    put_history(runs[1], {20: 4, 40: 4})
+    row = pick(evaluate_claims([claim("anomaly_trend")], runs))
+    assert (row["seeds"], row["undefined"]) == (1, 2)
+    assert "undefined for seed 1: no trend: as many anomaly filters in every checkpoint" in row["note"]
+    assert "undefined for seed 2: metrics/anomaly_history.parquet is missing" in row["note"]
+
+
+def test_statistics_of_knowledge(tmp_path):
+    run = make_runs(tmp_path, "alexnet", seeds=(0,))[0]
+    put_knowledge(run, {"a": (1.0, 0.125), "b": (2.0, 0.25), "c": (3.0, 0.375)})
+    assert STATISTICS["knowledge_count_growth"](run) == 0.25
+    assert STATISTICS["intensity_over_count"](run) == pytest.approx(0)
+    put_knowledge(run, {"a": (1.0, 0.5), "b": (3.0, 0.5)})
+    assert STATISTICS["intensity_over_count"](run) == 0.5  # deviation 1 of the mean 2, and none
+    put_agreement(run, {"a": [(0.9, 0.8, 0.6)], "b": [(0.7, 0.9, 0.5)], "c": [(0.4, 0.4, 0.1)]})
+    assert STATISTICS["agreement_trend"](run) == pytest.approx(-1)
+    assert STATISTICS["agreement_least"](run) == 0.4
+    assert STATISTICS["overlap_trend"](run) == pytest.approx(-0.5)
+    assert STATISTICS["overlap_over_any"](run) == pytest.approx(0.3)
+
+
+def test_statistics_of_distances(tmp_path):
+    run = make_runs(tmp_path, "alexnet", seeds=(0,))[0]
+    near, far = [(0.5, 1.0), (1.0, 1.0)], [(0.5, 1.0), (0.5, 1.0)]  # 1 - 0.75 / 1, 1 - 0.5 / 1
+    put_distances(run, {"a": (True, [(1.0, 1.0)]), "b": (True, near), "c": (False, far), "d": (False, near)})
+    assert STATISTICS["closeness_linear"](run) == 0.375
+    assert STATISTICS["closeness_linear_over_convolutional"](run) == 0.25
+    assert STATISTICS["closeness_growth"](run) == 0.25
+    miss, hit = [(2.0, 1.0), (1.0, 2.0), (3.0, 3.0)], [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+    put_winners(run, [hit, hit, hit, miss])
+    assert STATISTICS["winner_hit_rate"](run) == 0.75
+    assert STATISTICS["winner_hit_rate_scaled"](run) == 1
+    assert STATISTICS["winner_over_chance"](run) == pytest.approx(0.75 - 1 / 3)
+
+
+def test_statistics_of_layers_and_elements(tmp_path):
+    run = make_runs(tmp_path, "alexnet", seeds=(0,))[0]
+    layers = [{"": 0.5, "l": 0.25, "vf": 0.75}, {"": -0.5, "l": -0.25, "vf": -0.5}, {"": 0.5, "l": 0.5, "vf": 0.5}]
+    put_layer_quantities(run, layers, variance=[0.25, 0.75, 0.5], active=[-0.5, -0.5, 0.25])
+    assert STATISTICS["correlation_positive"](run) == pytest.approx(2 / 3)
+    assert STATISTICS["correlation_positive_active"](run) == pytest.approx(1 / 3)
+    assert STATISTICS["variance_middle_over_last"](run) == 0.25
+    assert STATISTICS["variance_middle_over_first"](run) == 0.5
+    assert STATISTICS["correlation_change_without_element"](run) == pytest.approx(0.25 / 3)  # that of vf
+    rows = [
+        {"layer": "a", "depth": 0, "group": group, "draw": 0, "filters": 4, "loss_change": change}
+        for group, change in {"top": 100.0, "bottom": -5.0, "random": 30.0}.items()
+    ]
+    put(run, "experiments/diversity_masking.parquet", rows)
+    put_ablation(run, {"l": [(10.0, 20.0)], "s": [(80.0, 5.0)], "vf": [(50.0, 0.0)]})
+    assert STATISTICS["lead_lost_without_element"](run) == 105 - 75  # without s most of the lead is left
+
+
+@pytest.mark.parametrize(
+    ("statistic", "reason"),
+    [
+        ("knowledge_count_growth", "one layer only"),
+        ("intensity_over_count", "one layer only"),
+        ("agreement_trend", "no trend"),
+        ("closeness_growth", "one convolutional layer only"),
+        ("closeness_linear", "no linear layer"),
+        ("variance_middle_over_last", "fewer than three layers"),
+        ("variance_middle_over_first", "fewer than three layers"),
+        ("correlation_positive", "no foreground mask"),
+        ("correlation_change_without_element", "no foreground mask"),
+        ("lead_lost_without_element", "no element was left out"),
+    ],
+)
+def test_statistics_that_a_small_network_does_not_have(tmp_path, statistic, reason):
+    runs = make_runs(tmp_path, "lenet5", seeds=(0, 1))
+    for run in runs:
+        put_knowledge(run, {"a": (1.0, 0.5)})
+        put_agreement(run, {"a": [(0.9, 0.8, 0.6)]})
+        put_distances(run, {"a": (True, [(1.0, 1.0)])})
+        put_layer_quantities(run, [{"": math.nan, "l": 0.5}, {"": 0.5, "l": 0.5}])
+        columns = ["without", "layer", "depth", "group", "filters", "loss_change"]
+        write_frame(run.folder / "experiments/ablation_masking.parquet", pd.DataFrame(columns=columns), {})
+    row = pick(evaluate_claims([claim(statistic)], runs))
+    assert (row["seeds"], row["undefined"], row["verdict"]) == (0, 2, "inconclusive")
+    assert reason in row["note"]
+
+
 def test_pruning_claims_hold_for_the_share_that_was_pruned(tmp_path):
     run = make_runs(tmp_path, "vgg11", seeds=(0,))[0]
     put_pruning(run, {"a": (0.25, 0.75, [0.5]), "b": (0.5, 0.25, [1.0])}, fraction=0.25)
@@ -219,3 +366,19 @@ def test_claims_about_layers_are_undefined_where_nothing_is_cut(tmp_path):
         assert (row["statistic"], row["seeds"], row["undefined"], row["verdict"]) == (25, 1, 2, "inconclusive")
         assert "undefined for seed 1: the similarity curve peaks at the last layer" in row["note"]
         assert "undefined for seed 2: experiments/layers.parquet is missing" in row["note"]
+
+
+def test_statistics_of_localisation(tmp_path):
+    run = make_runs(tmp_path, "vgg11", seeds=(0,))[0]
+    values = {"CAM": [0.1, 0.2], "Grad-CAM": [0.2, 0.4], "FQ map": [0.6, 0.8], "NNS": [0.5, 0.6], "input": [0.9, 0.9]}
+    put_localisation(run, values)
+    assert STATISTICS["fq_over_cam"](run) == pytest.approx(0.55)
+    assert STATISTICS["fq_over_grad_cam"](run) == pytest.approx(0.4)
+    assert STATISTICS["fq_over_unweighted"](run) == pytest.approx(0.15)
+    assert STATISTICS["fq_over_input"](run) == pytest.approx(-0.2)
+    put_localisation(run, {**values, "CAM": [math.nan, math.nan]})
+    row = pick(evaluate_claims([claim("fq_over_cam")], [run]))
+    assert row["note"] == "undefined for seed 0: CAM is not defined for this network"
+    columns = ["sample", "method", "threshold", "iou"]
+    write_frame(run.folder / "metrics/well_trained/localisation.parquet", pd.DataFrame(columns=columns), {})
+    assert "no foreground masks" in pick(evaluate_claims([claim("fq_over_cam")], [run]))["note"]

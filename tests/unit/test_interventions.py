@@ -14,10 +14,12 @@ from nnscan.data import Split, build_dataset
 from nnscan.errors import LayerError, ModelError
 from nnscan.interventions import (
     RANKINGS,
+    ablation_masking,
     aipc,
     anomaly_masking,
     curve_area,
     diversity_masking,
+    experiment_layer,
     layer_removal,
     masked,
     masked_result,
@@ -26,6 +28,8 @@ from nnscan.interventions import (
     property_masking,
     pruned,
     sample_gradients,
+    single_masking,
+    type_masking,
 )
 from nnscan.models import build_model, capture, network_layers, parameter_count
 from nnscan.training import Protocol, evaluate, model_builder, train
@@ -362,6 +366,33 @@ def test_diversity_masking_of_a_network(x, y):
     assert unchanged(model, before)
 
 
+def test_ends_of_each_ranking_without_an_element(monkeypatch):
+    asked = recorder(monkeypatch)
+    one = table(early=[(1, 0), (3, 5), (2, 0), (3, 1), (0, 9), (1, 3), (2, 0), (1, 0)], late=[(1, 0), (2, 0)])
+    two = table(early=[(0, 9), (1, 0), (1, 3), (1, 0), (3, 5), (2, 0), (2, 0), (3, 1)], late=[(2, 0), (1, 0)])
+    found = ablation_masking(None, None, None, pd.concat([one.assign(without="l"), two.assign(without="s")]), count=2)
+    assert asked == [
+        {"early": [3, 1]}, {"early": [5, 4]}, {"early": [7, 4]}, {"early": [2, 0]},
+        {"late": [1]}, {"late": [0]}, {"late": [0]}, {"late": [1]},
+    ]  # fmt: skip
+    assert found["without"].tolist() == ["l", "l", "s", "s"] * 2
+    assert found["layer"].tolist() == ["early"] * 4 + ["late"] * 4
+    assert found["depth"].tolist() == [0] * 4 + [1] * 4
+    assert found["group"].tolist() == ["top", "bottom"] * 4
+    assert found["filters"].tolist() == [2] * 4 + [1] * 4
+    np.testing.assert_allclose(found["loss_change"], 25.0)  # 1.6 -> 2.0
+
+
+def test_ablation_masking_of_a_network(x, y):
+    model = plain()
+    before = snapshot(model)
+    ablation = table(**{"0": [(1, 0), (2, 0), (0, 3), (1, 1)], "3": [(1, 0)] * 5}).assign(without="vf")
+    found = ablation_masking(model, x, y, ablation, 1)
+    expected = diversity_masking(model, x, y, ablation, 1, 1).query("group != 'random'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(found.drop(columns="without"), expected.drop(columns="draw"))
+    assert unchanged(model, before)
+
+
 def test_the_curve_starts_at_nothing_and_ends_at_constant_scores(x, y):
     model = plain()
     scores = {name: np.random.default_rng(number).random(5) for number, name in enumerate(RANKINGS)}
@@ -448,6 +479,83 @@ def test_property_masking_of_a_layer_that_was_not_scanned(x, y):
         property_masking(plain(), x, y, properties_table(), "33")
 
 
+def test_layer_of_an_experiment():
+    assert experiment_layer("last", ["a", "c", "b"]) == "b"
+    assert experiment_layer("a", ["a", "c", "b"]) == "a"
+
+
+def undecided(model, x):
+    """Centre the class scores, so that every filter has a say; return the answers that the model then gives."""
+    with torch.no_grad():
+        model[-1].bias -= model(x).mean(0)
+        return model(x).argmax(1)
+
+
+def hooked_accuracy(model, x, y, layer, filters):
+    """The share of right answers, sample by sample, with the filters' maps zeroed by a hook."""
+
+    def zero(module, args, output):
+        output = output.clone()
+        output[:, filters] = 0
+        return output
+
+    handle = model.get_submodule(layer).register_forward_hook(zero)
+    with torch.no_grad():
+        right = [int(model(image[None]).argmax()) == int(label) for image, label in zip(x, y, strict=True)]
+    handle.remove()
+    return sum(right) / len(right)
+
+
+TYPED = {"H-H": [0, 3], "H-noH": [1], "noH-H": [], "L-L": np.array([2, 4])}
+
+
+@pytest.mark.parametrize("layer", ["3", "0"])
+def test_filters_of_a_type_are_masked_together(x, layer):
+    model = plain()
+    y = undecided(model, x)
+    before = snapshot(model)
+    types = {name: [index for index in filters if index < 4 or layer == "3"] for name, filters in TYPED.items()}
+    count = {"3": 5, "0": 4}[layer]
+    found = type_masking(model, x, y, layer, types, "third2", draws=3, seed=5)
+    columns = ["checkpoint", "layer", "type", "group", "draw", "filters", "proportion", "accuracy_lost"]
+    assert list(found.columns) == columns
+    assert found["type"].tolist() == [name for name in types for _ in range(4)]
+    assert found["group"].tolist() == ["type", "random", "random", "random"] * 4
+    assert found["draw"].tolist() == [0, 0, 1, 2] * 4
+    assert set(found["checkpoint"]) == {"third2"}
+    assert set(found["layer"]) == {layer}
+    base = evaluate(model, x, y)[1]
+    own = found[found["group"] == "type"].set_index("type")
+    for name, filters in types.items():
+        assert own.loc[name, "filters"] == len(filters)
+        assert own.loc[name, "proportion"] == len(filters) / count
+        lost = 100 * (base - hooked_accuracy(model, x, y, layer, filters))
+        assert own.loc[name, "accuracy_lost"] == pytest.approx(lost)
+        assert set(found[found["type"] == name]["filters"]) == {len(filters)}
+    assert own.loc["H-H", "accuracy_lost"] != 0
+    assert (found[found["type"] == "noH-H"]["accuracy_lost"] == 0).all()
+    assert unchanged(model, before)
+
+
+def test_random_filters_stand_beside_each_type(monkeypatch):
+    asked = recorder(monkeypatch, (0.0, 0.5))
+    monkeypatch.setattr(interventions, "_filter_count", lambda model, layer: 9)
+    found = type_masking(None, None, None, "late", {"H-H": [8, 1, 4], "L-L": [2]}, "third1", draws=6, seed=3)
+    chosen = [filters["late"] for filters in asked]
+    assert chosen[0] == [8, 1, 4]
+    assert chosen[7] == [2]
+    assert [len(set(filters)) for filters in chosen[1:7]] == [3] * 6
+    assert [len(set(filters)) for filters in chosen[8:]] == [1] * 6
+    assert len({tuple(filters) for filters in chosen[1:7]}) > 1
+    assert set(found["accuracy_lost"]) == {25}  # from 0.75 to 0.5
+
+
+def test_no_types_no_rows(x, y):
+    found = type_masking(plain(), x, y, "3", {}, "third1")
+    assert found.empty
+    assert "accuracy_lost" in found
+
+
 def test_area_of_known_curves():
     grid = np.linspace(0, 1, 11)
     assert curve_area(grid, -80 * grid) == pytest.approx(40)
@@ -501,6 +609,34 @@ def test_without_anomalies_the_table_is_empty(x, y):
 
 
 # Gradients of samples -----------------------------------------------------------------------------------------------
+
+
+def test_each_anomaly_filter_is_masked_alone(x):
+    model = normalised()
+    y = undecided(model, x)
+    before = snapshot(model)
+    table = anomalies(**{"5": [1, 0, 1, 0, 1], "1": [0, 1, 0, 0]})
+    table["depth"] = table["layer"].map({"1": 0, "5": 1})
+    splits = {"train": (x, y), "validation": (x[:7] + 0.5, y[:7])}
+    found = single_masking(model, splits, table, "overfitted")
+    assert list(found.columns) == ["checkpoint", "layer", "depth", "filter", "split", "accuracy_change"]
+    expected = [("1", 0, 1, "train"), ("1", 0, 1, "validation")]
+    expected += [("5", 1, index, split) for split in splits for index in (0, 2, 4)]
+    assert found[["layer", "depth", "filter", "split"]].to_records(index=False).tolist() == expected
+    assert set(found["checkpoint"]) == {"overfitted"}
+    for row in found.itertuples():
+        images, labels = splits[row.split]
+        change = hooked_accuracy(model, images, labels, row.layer, [row.filter]) - evaluate(model, images, labels)[1]
+        assert row.accuracy_change == pytest.approx(100 * change)
+    assert found["accuracy_change"].nunique() > 2
+    assert unchanged(model, before)
+
+
+def test_no_anomaly_filter_to_mask_alone(x, y):
+    table = anomalies(**{"0": [0] * 4}).assign(depth=0)
+    found = single_masking(plain(), {"train": (x, y)}, table, "well_trained")
+    assert found.empty
+    assert "accuracy_change" in found
 
 
 def gradient_norms(model, x, y):
@@ -639,7 +775,7 @@ def test_layers_are_cut_where_the_curve_peaks(digits, tmp_path, curve, kept, cho
     def build(convolutions):
         return model_builder("simple_cnn", {"convolutions": convolutions}, digits)()
 
-    found = layer_removal(build, curve, digits, protocol, tmp_path, 4, {"model": "simple_cnn", "code": "1"})
+    found, histories = layer_removal(build, curve, digits, protocol, tmp_path, 4, {"model": "simple_cnn", "code": "1"})
     assert list(found.columns) == ["convolutions", "chosen", "parameters", "accuracy", "loss"]
     assert found["convolutions"].tolist() == kept
     assert found["chosen"].tolist() == chosen
@@ -650,6 +786,11 @@ def test_layers_are_cut_where_the_curve_peaks(digits, tmp_path, curve, kept, cho
         )
         last = results.set_index(["checkpoint", "split"]).loc[("third3", "test")]
         assert (row.accuracy, row.loss) == (last["accuracy"], last["loss"])
+        history = histories[histories["convolutions"] == row.convolutions]
+        assert set(history["chosen"]) == {row.chosen}
+        alone = pd.read_csv(tmp_path / "alone" / "history.csv")
+        pd.testing.assert_frame_equal(history.drop(columns=["convolutions", "chosen"]).reset_index(drop=True), alone)
+    assert histories["convolutions"].unique().tolist() == kept
     assert not list(tmp_path.rglob("overfitted*"))
 
 

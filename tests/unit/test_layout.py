@@ -21,6 +21,7 @@ from nnscan.layout import (
     either,
 )
 from nnscan.models import build_model
+from nnscan.training import Protocol, kept_epochs
 
 DATASETS = [{"name": "one", "source": "digits"}, {"name": "two", "source": "mnist"}]
 MODELS = [
@@ -79,19 +80,28 @@ def test_models_that_are_trained_adopted_and_overfitted():
 COMMON = {
     "training/history.csv", "training/results.csv", "averages/averages.h5",
     *(f"metrics/well_trained/{name}.parquet" for name in ("quantity", "diversity", "properties", "similarity")),
+    *(f"metrics/well_trained/{name}.parquet"
+      for name in ("quantity_layers", "knowledge", "agreement", "distances", "winners")),
     *(f"metrics/well_trained/{name}.parquet" for name in ("anomaly", "outliers")),
+    *(f"metrics/well_trained/{name}.parquet" for name in ("classes", "measures", "localisation")),
     *(f"experiments/{name}.parquet"
-      for name in ("diversity_masking", "aipc", "anomaly_masking", "gradients", "pruning")),
+      for name in ("ablation_masking", "diversity_masking", "aipc", "anomaly_masking", "anomaly_single", "gradients",
+                   "pruning")),
 }  # fmt: skip
 OVERFITTED = {
     "training/overfitted_history.csv", "training/overfitted_results.csv",
-    "metrics/overfitted/anomaly.parquet", "metrics/overfitted/outliers.parquet",
+    "metrics/overfitted/anomaly.parquet", "metrics/overfitted/outliers.parquet", "metrics/anomaly_history.parquet",
 }  # fmt: skip
+TRAINED = {"experiments/filter_types.parquet"}
 
 
 @pytest.mark.parametrize(
     ("model", "beside"),
-    [("small", OVERFITTED | {"experiments/layers.parquet"}), ("kept", {"experiments/layers.parquet"}), ("mine", set())],
+    [
+        ("small", OVERFITTED | TRAINED | {"experiments/layers.parquet", "experiments/layers_histories.parquet"}),
+        ("kept", TRAINED | {"experiments/layers.parquet", "experiments/layers_histories.parquet"}),
+        ("mine", set()),
+    ],
 )
 def test_the_files_of_a_run(model, beside):
     files = layout().run_files(RunKey("two", model, 1))
@@ -100,8 +110,26 @@ def test_the_files_of_a_run(model, beside):
     assert {path.removeprefix(folder) for path in files} == COMMON | beside
 
 
+def test_a_fully_connected_network_is_shown_beside_the_others():
+    models = [*MODELS, {"name": "flat", "source": "fcn", "datasets": ["two"], "seeds": [1]}]
+    found = layout(models=models)
+    assert found.companion("two", "small") == found.companion("two", "mine") == "flat"
+    assert found.companion("one", "small") is None  # it does not run there
+    assert found.companion("two", "flat") is None
+    paths = found.of_companion("x.h5")
+    assert paths(SimpleNamespace(dataset="two", model="small")) == ["results/s/two/flat/seed1/x.h5"]
+    assert paths(SimpleNamespace(dataset="one", model="small")) == []
+    assert paths(SimpleNamespace(dataset="two", model="flat")) == []
+
+
 def test_experiments_are_all_asked_for():
     assert {f"experiments/{name}.parquet" for name in EXPERIMENTS} <= COMMON
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_checkpoints_on_the_way_are_those_that_training_keeps(count):
+    found = layout(anomaly={"history_checkpoints": count}).on_the_way()
+    assert [*found, "overfitted"] == list(kept_epochs(Protocol(), "overfitting", count))
 
 
 @pytest.mark.parametrize(
@@ -188,3 +216,11 @@ def test_a_wildcard_of_names():
 def test_parsing_a_workflow_does_not_pay_for_torch():
     code = "import sys, nnscan.layout, nnscan.configuration; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_network_has_an_interactive_page():
+    found = layout()
+    pages = found.pages()
+    assert len(pages) == len(found.networks())
+    assert set(pages) <= set(found.figures())
+    assert pages["results/s/figures/two/mine/similarity.png"] == "results/s/figures/two/mine/similarity.html"

@@ -17,12 +17,16 @@ from nnscan import properties, suffixes
 from nnscan.errors import DataError, LayerError
 from nnscan.models import load_model, weight_module
 from nnscan.properties import (
+    TYPES,
     activation_value,
+    area_means,
+    filter_types,
     interpretable_properties,
     rank_correlation,
     sensitivities,
     sensitivity,
 )
+from nnscan.scanner import learning_images
 from nnscan.suffixes import find_suffix
 
 NAMES = ("T_m", "T_v", "T_c", "T_cor")
@@ -440,6 +444,98 @@ def test_sensitivity_refuses_what_it_cannot_measure(small, labelled):
         sensitivity(small, x, y[:3], "4")
     with pytest.raises(LayerError, match="not a layer of neurons"):
         sensitivity(small, x, y, "3")
+
+
+# Types of filters ---------------------------------------------------------------------------------------------------
+
+# by hand: ten filters, so that the three of the highest and lowest values are high and low
+FOREGROUND = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]  # high: 0 1 2, low: 7 8 9
+BACKGROUND = [9, 8, 1, 2, 7, 3, 4, -1, -2, 5]  # high: 0 1 4, low: 2 7 8
+BY_HAND = {"H-H": [0, 1], "H-noH": [2], "noH-H": [4], "L-L": [7, 8], "L-noL": [9], "noL-L": [2]}
+
+
+def listed(types):
+    return {name: filters.tolist() for name, filters in types.items()}
+
+
+def test_types_by_hand():
+    assert tuple(BY_HAND) == TYPES
+    assert listed(filter_types(FOREGROUND, BACKGROUND)) == BY_HAND
+    order = np.random.default_rng(0).permutation(10)
+    shuffled = filter_types(np.array(FOREGROUND)[order], np.array(BACKGROUND)[order])
+    assert {name: sorted(order[filters].tolist()) for name, filters in shuffled.items()} == BY_HAND
+
+
+def test_types_are_the_published_proportions_of_512_filters():
+    """Where 13 of 154 filters high on the foreground are not high on the background, and 8 of 154 low likewise."""
+    foreground = np.arange(512.0, 0, -1)
+    background = foreground.copy()
+    background[141:154], background[160:173] = foreground[160:173], foreground[141:154]
+    background[358:366], background[300:308] = foreground[300:308], foreground[358:366]
+    sizes = {name: len(filters) for name, filters in filter_types(foreground, background).items()}
+    assert sizes == {"H-H": 141, "H-noH": 13, "noH-H": 13, "L-L": 146, "L-noL": 8, "noL-L": 8}
+    assert [round(sizes[name] / 512, 2) for name in TYPES] == [0.28, 0.03, 0.03, 0.29, 0.02, 0.02]
+
+
+@pytest.mark.parametrize(
+    ("filters", "share", "high"),
+    [(512, 0.3, 154), (16, 0.3, 5), (10, 0.5, 5), (7, 0.5, 3), (6, 0.01, 1), (2, 0.3, 1), (1, 0.3, 0)],
+)
+def test_high_and_low_are_a_share_and_never_the_same_filter(filters, share, high):
+    values = np.random.default_rng(1).random(filters)
+    types = listed(filter_types(values, values, share))
+    assert [len(types[name]) for name in TYPES] == [high, 0, 0, high, 0, 0]
+    assert not set(types["H-H"]) & set(types["L-L"])
+
+
+def test_dead_filters_are_low_together():
+    """Ties are broken by filter number in both rankings, so that equal filters stay together."""
+    foreground, background = np.zeros(10), np.zeros(10)
+    foreground[[2, 5]], background[[2, 7]] = 1, 1
+    types = listed(filter_types(foreground, background))
+    assert types["H-H"] == [0, 2]  # two high values and, of eight dead filters, the first
+    assert (types["H-noH"], types["noH-H"]) == ([5], [7])
+    assert types["L-L"] == [8, 9]  # on the foreground 7, 8, 9; on the background 6, 8, 9
+    assert (types["L-noL"], types["noL-L"]) == ([7], [6])
+
+
+def test_no_types_where_there_is_no_foreground_or_no_background(small, labelled):
+    x, _ = labelled
+    assert filter_types([1.0, np.nan], [1.0, 2.0]) == {}
+    assert filter_types([1.0, 2.0], [np.nan, 2.0]) == {}
+    for foreground in (None, np.ones((len(x), *x.shape[2:]), bool), np.zeros((len(x), *x.shape[2:]), bool)):
+        means = area_means(small, x, foreground, "4")
+        assert filter_types(means["T_m_foreground"], means["T_m_background"]) == {}
+        assert len(means) == small[4].out_channels
+
+
+@pytest.mark.parametrize("memory", [1, 3 * 36 * 8, 2**26])
+def test_means_over_an_area_are_those_of_the_learning_images(memory, monkeypatch):
+    """T^f and T^b neuron by neuron: mean over samples of the mean over the area of sum_ij I_ij f_ij, in float64."""
+    monkeypatch.setattr(properties, "_CHUNK_BYTES", memory)
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(5, 3)
+    ).double()
+    x = torch.randn(5, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    foreground = np.random.default_rng(4).random((5, 6, 6)) < 0.3
+    foreground[1], foreground[2] = False, True  # these have one area only
+    sums, counts = np.zeros((2, 5)), np.zeros(2)
+    for sample, mask in zip(x, foreground, strict=True):
+        with torch.no_grad():
+            maps = model[:4](sample[None])[0]
+        neurons = learning_images(model, sample, "3").sum(1).reshape(*maps.shape, 6, 6)
+        image = (neurons * maps.relu()[..., None, None]).sum((1, 2)).numpy()
+        for number, area in enumerate((mask, ~mask)):
+            if area.any():
+                sums[number] += image[:, area].sum(1) / area.sum()
+                counts[number] += 1
+    assert counts.tolist() == [4, 4]
+    found = area_means(model, x, foreground, "3")
+    assert found["filter"].tolist() == list(range(5))
+    np.testing.assert_allclose(found["T_m_foreground"], sums[0] / 4, rtol=1e-10)
+    np.testing.assert_allclose(found["T_m_background"], sums[1] / 4, rtol=1e-10)
+    assert not np.allclose(sums[0], sums[1])
 
 
 def test_rank_correlation():

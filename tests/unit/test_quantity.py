@@ -13,8 +13,11 @@ from nnscan.quantity import (
     PARTS,
     contrast,
     diversity,
+    diversity_ablation,
+    elements,
     feature_quantity,
     knee,
+    layer_quantity,
     luminance,
     neuron_quantity,
     noise_factor,
@@ -182,7 +185,7 @@ def test_the_noise_factor_reaches_every_table(scanned, tmp_path):
     for table in (
         lambda noise: feature_quantity(scanned, noise),
         lambda noise: neuron_quantity([("conv", scanned)], noise),
-        lambda noise: scan_quantity([tmp_path / "s.h5"], noise),
+        lambda noise: scan_quantity([tmp_path / "s.h5"], noise)[0],
     ):
         assert not np.allclose(table("linear")["nf"], table("exponential")["nf"])
 
@@ -253,9 +256,10 @@ def test_a_scan_on_disk_gives_the_same(scanned, tmp_path):
             filter_images={layer: np.zeros((len(both.samples[rows]), 1, 1, 1)) for layer in both.layers},
         )
         write_moments(tmp_path / f"{index}.h5", [shard], len(shard.samples), {})
-    found = scan_quantity([tmp_path / "0.h5", tmp_path / "1.h5"])
-    expected = neuron_quantity([("conv", both.select("conv")), ("a", both.select("a"))])
-    pd.testing.assert_frame_equal(found, expected)
+    found, by_layer = scan_quantity([tmp_path / "0.h5", tmp_path / "1.h5"])
+    layers = [(layer, both.select(layer)) for layer in ("conv", "a")]
+    pd.testing.assert_frame_equal(found, neuron_quantity(layers))
+    pd.testing.assert_frame_equal(by_layer, layer_quantity(layers))
     assert found.drop_duplicates("layer")[["layer", "depth"]].to_numpy().tolist() == [["conv", 0], ["a", 1]]
 
 
@@ -268,6 +272,89 @@ def test_the_quality_may_be_the_ssim_index(scanned):
     assert not np.allclose(printed["fq"], ssim["fq"])
     np.testing.assert_array_equal(feature_quantity(scanned, form="ssim")["fq"], ssim["fq"].ravel())
     np.testing.assert_array_equal(neuron_quantity([("conv", scanned)], form="ssim")["fq"], ssim["fq"].max(0).ravel())
+
+
+# Layers, whole and without each element -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["printed", "ssim"])
+def test_the_elements_are_the_factors_of_the_quantity(scanned, form):
+    parts = quantity_parts(scanned, "conv", form=form)
+    factors = elements(scanned, "conv", form=form)
+    assert list(factors) == list(PARTS)
+    learned = scanned.layers["conv"]["maximum"] > 0
+    product = np.prod(list(factors.values()), axis=0)
+    np.testing.assert_allclose(parts["fq"][learned], np.maximum(product, 0)[learned], rtol=1e-12)
+    if form == "ssim":
+        quality = factors["l"] * factors["c"] * factors["s"]
+        np.testing.assert_allclose(quality[learned], parts["ssim"][learned], rtol=1e-9)
+    assert np.allclose(factors["l"], parts["l"]) == (form == "printed")
+    with pytest.raises(NnscanError, match="unknown form 'other'"):
+        elements(scanned, "conv", form="other")
+
+
+@pytest.mark.parametrize("form", ["printed", "ssim"])
+def test_layers_without_each_element_by_loops(scanned, form):
+    found = layer_quantity([("conv", scanned)], form=form)
+    assert found["without"].tolist() == ["", *PARTS]
+    assert set(found["layer"]) == {"conv"}
+    factors = elements(scanned, "conv", form=form)
+    arrays = scanned.layers["conv"]
+    for _, row in found.iterrows():
+        learned, activations = [], []
+        for neuron in np.ndindex(arrays["maximum"].shape[1:]):
+            best = (-1.0, 0)
+            for sample in range(4):
+                at = (sample, *neuron)
+                value = math.prod(float(factors[name][at]) for name in PARTS if name != row["without"])
+                value = max(value, 0.0) if arrays["maximum"][at] > 0 else 0.0
+                best = max(best, (value, sample), key=lambda pair: pair[0])
+            learned.append(best[0])
+            activations.append(max(float(arrays["activation"][(best[1], *neuron)]), 0.0))
+        assert row["mean"] == pytest.approx(np.mean(learned))
+        assert row["variance"] == pytest.approx(np.mean(np.square(np.array(learned) - np.mean(learned))))
+        assert row["correlation"] == pytest.approx(np.corrcoef(activations, learned)[0, 1])
+        pairs = np.array([pair for pair in zip(activations, learned, strict=True) if pair[0] > 0])
+        assert len(pairs) < 12  # some neurons are not active
+        assert row["correlation_active"] == pytest.approx(np.corrcoef(*pairs.T)[0, 1])
+
+
+def test_whole_layers_are_those_of_their_neurons(scanned):
+    neurons = neuron_quantity([("conv", scanned)])
+    whole = layer_quantity([("conv", scanned)]).iloc[0]
+    assert whole["mean"] == pytest.approx(neurons["fq"].mean())
+    assert whole["variance"] == pytest.approx(neurons["fq"].var(ddof=0))
+    assert whole["correlation"] == pytest.approx(neurons["activation"].clip(lower=0).corr(neurons["fq"]))
+
+
+def test_an_element_that_is_left_out_may_change_the_sample():
+    # the first sample has the better shape on half of the foreground, the second is faint but fills it
+    inputs, masks = np.tile(np.linspace(0.1, 1, 20), (2, 1)), np.ones((2, 20), dtype=bool)
+    shape, faint = inputs[0] * (np.arange(20) >= 10), np.linspace(1, 0.2, 20) ** 4
+    moments = moments_of(np.stack([shape, faint])[:, None, None, None], inputs, masks, [[[[1.0]]], [[[7.0]]]])
+    factors = {name: values.ravel() for name, values in elements(moments, "conv").items()}
+    assert factors["s"][1] < 0 < factors["s"][0]
+    assert factors["vf"].tolist() == [0.5, 1.0]
+    found = layer_quantity([("conv", moments)]).set_index("without")["mean"]
+    assert found["s"] == pytest.approx(factors["l"][1] * factors["c"][1])
+    assert found["vf"] == pytest.approx(factors["l"][0] * factors["c"][0] * factors["s"][0])
+
+
+@pytest.mark.parametrize("form", ["printed", "ssim"])
+def test_neurons_without_an_image_have_nothing_left_of_any_product(form):
+    inputs, masks = np.linspace(0, 1, 20)[None], np.ones((1, 20), dtype=bool)
+    moments = moments_of(np.zeros((1, 1, 2, 1, 20)), inputs, masks)
+    found = layer_quantity([("conv", moments)], form=form)
+    assert (found[["mean", "variance"]] == 0).all().all()
+    assert found[["correlation", "correlation_active"]].isna().all().all()  # nothing varies, nobody is active
+
+
+def test_layers_without_masks_have_no_quantity(scanned):
+    rng = np.random.default_rng(1)
+    plain = moments_of(rng.random((3, 2, 2, 1, 20)), rng.random((3, 20)))
+    found = layer_quantity([("conv", plain)])
+    left = found.set_index("without")[["mean", "variance", "correlation", "correlation_active"]]
+    assert left.isna().all().all()
 
 
 # The knee -----------------------------------------------------------------------------------------------------------
@@ -390,3 +477,28 @@ def test_without_foreground_l_c_and_s_describe_a_neuron():
     assert diversity(table)["clusters"].tolist() == [2]
     table[["vf", "nf"]] = np.nan
     assert diversity(table)["clusters"].tolist() == [1]
+
+
+def test_without_an_element_groups_that_differ_in_it_alone_are_one():
+    rng = np.random.default_rng(6)
+    groups = {}
+    for number in range(len(PARTS)):
+        points = blob(rng, 0.5, 60)
+        points[30:, number] += 0.3
+        groups[number] = points
+    table = neurons(groups)
+    assert diversity(table)["clusters"].tolist() == [2] * 5
+    found = diversity_ablation(table)
+    assert found.columns.tolist() == ["without", *diversity(table).columns]
+    assert found["without"].drop_duplicates().tolist() == list(PARTS)
+    clusters = found.pivot_table("clusters", "without", "filter").loc[list(PARTS)].to_numpy()
+    np.testing.assert_array_equal(clusters, 2 - np.eye(5))
+    for part, frame in found.groupby("without"):
+        alone = diversity(table.assign(**{part: 0.0}))  # a constant column is as good as none
+        pd.testing.assert_frame_equal(frame.drop(columns="without").reset_index(drop=True), alone)
+
+
+def test_what_a_scan_without_masks_lacks_cannot_be_left_out():
+    rng = np.random.default_rng(7)
+    table = neurons({0: blob(rng, 0.5, 60)}).assign(vf=np.nan, nf=np.nan)
+    assert diversity_ablation(table)["without"].tolist() == ["l", "c", "s"]

@@ -119,6 +119,15 @@ def test_claims_are_listed_by_verdict(tmp_path, parts):
     assert "contradicted: 1 claim network statistic [95 % interval] seeds" in text
 
 
+def test_figures_link_to_their_pages(tmp_path, parts):
+    image = str(tmp_path / "figure.png")
+    pages = {image: str(tmp_path / "figures" / "page.html"), "another.png": "another.html"}
+    write_report(tmp_path / "study" / "report.html", **parts, pages=pages)
+    page = Page(tmp_path / "study" / "report.html")
+    assert [value for value in page.values("href") if not value.startswith(("#", "data:"))] == ["../figures/page.html"]
+    assert "Interactive page" in page.text
+
+
 def test_contents_point_to_what_exists(tmp_path, parts):
     write_report(tmp_path / "report.html", **parts)
     page = Page(tmp_path / "report.html")

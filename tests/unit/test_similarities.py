@@ -10,7 +10,15 @@ from nnscan import backprop
 from nnscan import similarities as module
 from nnscan.errors import ConfigurationError, DataError, LayerError, ModelError, ScanError
 from nnscan.models import build_model
-from nnscan.similarities import cosine, filter_similarity, layer_curves, similarities, similarity
+from nnscan.similarities import (
+    class_results,
+    cosine,
+    filter_similarity,
+    layer_curves,
+    seed_curves,
+    similarities,
+    similarity,
+)
 
 
 @pytest.fixture
@@ -197,3 +205,37 @@ def test_layer_that_is_not_used_is_named(model, averages):
     model.spare = nn.Conv2d(1, 1, 1).double()
     with pytest.raises(ScanError, match="'spare' is not used"):
         similarity(model, averages, ["features.0", "spare"])
+
+
+def test_seed_curves_are_means_of_the_seeds_curves():
+    index = pd.MultiIndex.from_product(
+        [(0, 1), ("simple", "most"), (1, 2), (0, 1), (0, 1), range(3)],
+        names=["seed", "average", "method", "class", "depth", "filter"],
+    )
+    frame = pd.DataFrame({"similarity": np.random.default_rng(0).random(len(index))}, index=index).reset_index()
+    frame["layer"] = frame["depth"].map({0: "z", 1: "a"})
+    curves = seed_curves(frame.sample(frac=1, random_state=0))
+    assert len(curves) == 2 * 2 * 2 * 2
+    assert list(curves.columns) == ["average", "method", "class", "layer", "depth", "mean", "sd"]
+    for keys, part in curves.groupby(["average", "method", "class"]):
+        assert part["layer"].tolist() == ["z", "a"]
+        for row in part.itertuples():
+            own = frame[(frame["average"] == keys[0]) & (frame["method"] == keys[1]) & (frame["class"] == keys[2])]
+            values = own[own["depth"] == row.depth].groupby("seed")["similarity"]
+            assert row.mean == pytest.approx(values.mean().mean())
+            assert row.sd == pytest.approx(values.std(ddof=0).mean())
+
+
+def test_class_results(model, averages):
+    x = torch.rand(30, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = np.arange(30) % 3  # nothing of the fourth class
+    matrices = {"simple": np.array([[0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0, 0, 1, 0], [0.3, 0.3, 0.2, 0.2]])}
+    frame = class_results(model, x, y, ["a", "b", "c", "d"], matrices)
+    answers = model(x).argmax(1).numpy()
+    for row in frame.itertuples(index=False):
+        own = answers[y == row[0]]
+        assert row.samples == len(own) == (10 if row.name != "d" else 0)
+        assert row.accuracy == pytest.approx((own == row[0]).mean()) if len(own) else np.isnan(row.accuracy)
+    assert frame["name"].tolist() == ["a", "b", "c", "d"]
+    assert frame["confidence_simple"].tolist() == [0.7, 0.3, 1, 0.2]
+    assert frame["recognised_simple"].tolist() == [True, False, True, False]

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from nnscan import anomaly
-from nnscan.anomaly import anomaly_points, network_anomalies
+from nnscan.anomaly import anomaly_points, anomaly_signs, mixtures, network_anomalies
 from nnscan.artifacts import read_frame, read_provenance, write_frame
 from nnscan.averages import (
     ascended_averages,
@@ -168,7 +168,10 @@ def test_anomalies_of_all_layers_in_order_of_depth(components):
     for layer, found in components.items():
         expected = anomaly_points(found.points, found.activation, seed=3).drop(columns="outliers")
         own = filters[filters["layer"] == layer].drop(columns=["layer", "depth"]).reset_index(drop=True)
-        pd.testing.assert_frame_equal(own, expected)
+        pd.testing.assert_frame_equal(own[list(expected)], expected)
+        sweep = anomaly.outlier_sweep(mixtures(found.points, seed=3), found.activation).set_index(["share", "sign"])
+        counts = {share: int(own[f"is_anomaly_{share:g}"].sum()) for share in anomaly.SHARES}
+        assert counts == sweep.xs("is_anomaly", level="sign")["filters"].to_dict()
     apart = outliers[outliers["layer"] == "a"].to_numpy().tolist()
     assert ["a", 1, 5, True] in apart
     assert ["a", 2, 5, False] in apart  # an outlier, but it does not drive the filter
@@ -178,15 +181,38 @@ def test_anomalies_of_all_layers_in_order_of_depth(components):
 
 
 def test_settings_of_the_anomaly_search_arrive(components, monkeypatch):
-    asked = []
+    fitted, judged = [], []
 
-    def note(points, activations, *settings):
-        asked.append(settings)
-        return anomaly_points(points, activations)
+    def fit(points, *settings):
+        fitted.append(settings)
+        return mixtures(points)
 
-    monkeypatch.setattr(anomaly, "anomaly_points", note)
+    def judge(clustered, activations, *settings):
+        judged.append(settings)
+        return anomaly_signs(clustered, activations)
+
+    monkeypatch.setattr(anomaly, "mixtures", fit)
+    monkeypatch.setattr(anomaly, "anomaly_signs", judge)
     network_anomalies(np.arange(100), components, 7, k_rule="bic", outlier_share=0.1, ch_factor=5, activation_sd=1)
-    assert asked == [(7, "bic", 0.1, 5, 1)] * 2
+    assert fitted == [(7, "bic")] * 2  # once for all outlier shares
+    assert judged == [(share, 5, 1) for share in (0.1, 0.005, 0.01, 0.02, 0.05)] * 2
+
+
+def test_history_counts_the_signs_of_each_checkpoint(components):
+    tables = {name: network_anomalies(np.arange(100), {name: components[name]})[0] for name in ("z", "a")}
+    tables["a"].loc[0, ["unbalanced", "high_ch", "high_activation"]] = True, True, False
+    found = anomaly.anomaly_history((name, epoch, tables[name]) for name, epoch in (("z", 3), ("a", 20)))
+    columns = ["checkpoint", "epoch", "filters", "unbalanced", "high_ch", "high_activation", "is_anomaly"]
+    assert list(found.columns) == columns
+    assert found[["checkpoint", "epoch", "filters", "is_anomaly"]].to_numpy().tolist() == [
+        ["z", 3, 2, 0], ["a", 20, 3, 1]
+    ]  # fmt: skip
+    for row in found.to_dict("records"):
+        table = tables[row["checkpoint"]]
+        assert row["unbalanced"] == sum(table["unbalanced"])
+        assert row["high_ch"] == sum(table["high_ch"])
+        assert row["high_activation"] == sum(table["high_activation"])
+    assert found.loc[1, "unbalanced"] > found.loc[1, "high_activation"]
 
 
 def test_a_table_without_outliers_keeps_its_columns_in_a_file(components, tmp_path):

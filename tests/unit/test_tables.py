@@ -11,24 +11,30 @@ import pandas as pd
 import pytest
 
 from nnscan import layout
+from nnscan.anomaly import SHARES
 from nnscan.artifacts import write_frame
 from nnscan.contents import TABLES
 from nnscan.errors import ArtifactError
 from nnscan.rendering import Cell, readable
-from nnscan.tables import QUANTITIES, Run, collect, missing, read_published
+from nnscan.tables import QUANTITIES, Run, collect, missing, percent, read_published
 from result_files import (
     alexnet_quantities,
     fill,
     make_runs,
     pick,
     put,
+    put_ablation,
+    put_agreement,
     put_anomalies,
     put_curves,
     put_layers,
+    put_localisation,
     put_masking,
     put_properties,
     put_pruning,
     put_results,
+    put_single,
+    put_types,
     quantities,
 )
 
@@ -38,14 +44,21 @@ from result_files import (
 @pytest.mark.parametrize(
     ("table", "count"),
     [
+        ("slides_3-3", 2 * 5),
+        ("slides_3-4", 2 * 5),
         ("slides_4-2", 2 * 2 * (5 + 8 + 8 + 8)),  # two data sets, SSIM and FQ, AlexNet has five layers
         ("slides_4-3", 4 * 3 * 2),
+        ("slides_4-4", 2 * 5 * 2),
+        ("slides_4-5", 4 * 3 * 3),
         ("slides_5-1", 3 * 3 * 4),
         ("slides_5-2", 2 * 3 * 3 * 4),
+        ("slides_5-3", 6 * 3 * 2),
         ("slides_6-2", 2 * (5 * 3 - 2)),  # LeNet-5 and Simple CNN lack the third data set
         ("slides_6-3", 2 * 2 * (5 * 3 - 2)),
+        ("slides_6-4", 3 * (5 * 3 - 2)),  # train down, validation up, and of how many
         ("slides_6-5", 2 * (5 * 3 - 2)),
         ("thesis_4-1", 6 * 3),
+        ("thesis_4-2", 10),
         ("thesis_5-1", 8 * 5),
         ("thesis_5-1_layers", 2 * 2 + 2),  # 5 convolutions: two accuracies, no number of parameters
     ],
@@ -64,16 +77,31 @@ def test_published_table_is_complete(published, table, count):
 @pytest.mark.parametrize(
     ("table", "keys", "value"),
     [
+        ("slides_3-3", {"model": "AlexNet", "layer": "5"}, 0.623),
+        ("slides_3-3", {"model": "VGG-16", "layer": "2"}, 0.923),
+        ("slides_3-4", {"model": "AlexNet", "layer": "1"}, 0.999),
+        ("slides_3-4", {"model": "VGG-16", "layer": "5"}, 0.804),
+        ("slides_4-4", {"model": "AlexNet", "without": "l", "group": "top"}, -32.7),
+        ("slides_4-4", {"model": "VGG-11", "without": "s", "group": "bottom"}, -0.12),
+        ("slides_4-4", {"model": "VGG-11", "without": "nf", "group": "bottom"}, 65.8),  # as printed, like vf
         ("slides_4-2", {"model": "VGG-11", "data": "CUB200-2011", "layer": "conv7", "quantity": "SSIM"}, 0.87),
         ("slides_4-2", {"model": "AlexNet", "data": "ILSVRC-2013 DET", "layer": "conv5", "quantity": "FQ"}, 0.34),
         ("slides_4-2", {"model": "ResNet-18", "data": "CUB200-2011", "layer": "conv8", "quantity": "FQ"}, 0.51),
         ("slides_4-3", {"model": "VGG-16", "data": "data 2", "group": "bottom"}, 0.01),
         ("slides_4-3", {"model": "ResNet-18", "data": "data 3", "group": "bottom"}, 1.3),
+        ("slides_4-5", {"model": "VGG-16", "data": "data 2", "method": "Grad-CAM"}, 0.36),
+        ("slides_4-5", {"model": "ResNet-18", "data": "data 1", "method": "FQ map"}, 0.58),
         ("slides_5-1", {"model": "VGG-16", "data": "data 3", "ranking": "T_v"}, 66.15),
         ("slides_5-1", {"model": "AlexNet", "data": "data 1", "ranking": "T_cor"}, 24.40),
         ("slides_5-2", {"model": "AlexNet", "data": "data 3", "measure": "SoU", "property": "T_c"}, 0.18),
         ("slides_5-2", {"model": "VGG-11", "data": "data 1", "measure": "AVoU", "property": "T_cor"}, -0.32),
+        ("slides_5-3", {"type": "H-H", "checkpoint": "third2", "quantity": "accuracy lost"}, 22.0),
+        ("slides_5-3", {"type": "noH-H", "checkpoint": "third3", "quantity": "accuracy lost"}, 1.8),
+        ("slides_5-3", {"type": "noL-L", "checkpoint": "third1", "quantity": "proportion"}, 0.02),
         ("slides_6-2", {"model": "ResNet-18", "data": "CIFAR-100", "checkpoint": "overfitted"}, 419),
+        ("slides_6-4", {"model": "AlexNet", "data": "CIFAR-10", "quantity": "validation accuracy rises"}, 5),
+        ("slides_6-4", {"model": "ResNet-18", "data": "CIFAR-100", "quantity": "either accuracy changes"}, 356),
+        ("slides_6-4", {"model": "VGG-16", "data": "ILSVRC-2013 DET", "quantity": "training accuracy falls"}, 209),
         ("slides_6-3", {"model": "LeNet-5", "data": "CIFAR-10", "checkpoint": "overfitted", "group": "outlier"}, 2.811),
         ("slides_6-3", {"model": "VGG-16", "data": "CIFAR-100", "checkpoint": "overfitted", "group": "normal"}, 0.010),
         ("slides_6-5", {"model": "VGG-16", "data": "CIFAR-100", "group": "anomaly"}, 0),
@@ -223,6 +251,101 @@ def test_table_diversity(tmp_path, published):
     assert math.isnan(pick(frame, layer="mean of the layers", group="random")["published data 1"])
 
 
+def test_table_agreement(tmp_path, published):
+    runs = make_runs(tmp_path, "alexnet", seeds=(0, 1))
+    for run in runs:
+        shift = 0.1 * run.seed
+        blank = (math.nan, math.nan, math.nan)  # no filter has an image for this sample
+        put_agreement(run, {name: [(0.5 + shift, 0.4, 0.2), blank, (0.7 + shift, 0.6, 0.3)] for name in "abcde"})
+    frame = fill("slides_3-3", runs, published)
+    assert len(frame) == 5 * 2
+    row = pick(frame, layer="e", binarised="above 5 %")
+    assert row["ours"] == pytest.approx(0.65)
+    assert (row["position"], row["seeds"], row["published data not stated"]) == (5, 2, 0.623)
+    above = pick(frame, layer="e", binarised="above 0")
+    assert above["ours"] == pytest.approx(0.325)
+    assert math.isnan(above["published data not stated"])  # the source's threshold is read as 5 %
+    frame = fill("slides_3-4", runs, published)
+    assert len(frame) == 5 * 2 * 2
+    pair = pick(frame, layer="a", binarised="above 5 %", pair="most activated pair")
+    assert (pair["ours"], pair["published data not stated"]) == (0.5, 0.999)
+    other = pick(frame, layer="a", binarised="above 5 %", pair="any pair")
+    assert other["ours"] == 0.25
+    assert math.isnan(other["published data not stated"])
+    view = readable(frame, TABLES["slides_3-4"])
+    assert list(view.frame)[-2:] == ["most activated pair", "any pair"]
+
+
+def test_layers_of_vgg16_are_the_last_of_its_blocks(tmp_path, published):
+    runs = make_runs(tmp_path, "vgg16", seeds=(0,))
+    put_agreement(runs[0], {f"conv{place}": [(0.5, 0.4, 0.2)] for place in range(1, 14)})
+    frame = fill("slides_3-3", runs, published)
+    known = frame[frame["published data not stated"].notna()]
+    assert known["position"].tolist() == [2, 4, 7, 10, 13]
+    assert known["published data not stated"].tolist() == [0.952, 0.923, 0.688, 0.620, 0.538]
+    put_agreement(runs[0], {f"conv{place}": [(0.5, 0.4, 0.2)] for place in range(1, 4)})  # scanned in part
+    source = fill("slides_3-3", runs, published).query("seeds == 0")
+    assert source["layer"].tolist() == [f"layer {place} of the source" for place in range(1, 6)]
+    assert set(source["note"]) == {"not the network of the source"}
+
+
+def test_a_network_without_places_has_no_agreement(tmp_path, published):
+    run = make_runs(tmp_path, "fcn", seeds=(0,))[0]
+    empty = pd.DataFrame(columns=["layer", "depth", "sample", "binarised", "filters", "agreement", "iou", "iou_any"])
+    write_frame(run.folder / "metrics/well_trained/agreement.parquet", empty, {})
+    for table in ("slides_3-3", "slides_3-4"):
+        row = pick(fill(table, [run], published))
+        assert row["note"] == "seed 0: no feature maps with places in metrics/well_trained/agreement.parquet"
+
+
+def test_table_ablation(tmp_path, published):
+    runs = make_runs(tmp_path, "alexnet", seeds=(0, 1))
+    for run in runs:
+        shift = 10.0 * run.seed
+        put_ablation(run, {"l": [(1 + shift, 2), (3 + shift, 4)], "vf": [(5, 6), (7, 8)]})
+    frame = fill("slides_4-4", runs, published)
+    assert frame["without"].drop_duplicates().tolist() == ["l", "c", "s", "vf", "nf"]
+    row = pick(frame, without="l", group="top")
+    assert row["ours"] == 7  # (1 + 3) / 2, and 10 more in the second seed
+    assert (row["filters"], row["unit"], row["published data not stated"]) == ("4 to 5", "%", -32.7)
+    assert pick(frame, without="vf", group="bottom")["ours"] == 7
+    for without in ("c", "s", "nf"):  # without foreground masks, for example
+        assert pick(frame, without=without, group="top")["note"] == "not measured in these runs"
+    printed = frame.pivot_table("published data not stated", "without", "group")
+    assert printed.loc["vf"].tolist() == printed.loc["nf"].tolist() == [58.4, 56.8]
+    assert "copying error" in TABLES["slides_4-4"].caption
+
+
+def test_table_localisation(tmp_path, published):
+    runs = make_runs(tmp_path, "vgg11", seeds=(0, 1))
+    for run in runs:
+        values = {"CAM": [math.nan] * 2, "Grad-CAM": [0.1, 0.3], "FQ map": [0.6 + 0.1 * run.seed, 0.8]}
+        put_localisation(run, {**values, "NNS": [0.5, 0.5], "input": [0.4, 0.4]})
+    frame = fill("slides_4-5", runs, published)
+    row = pick(frame, method="FQ map", level="0.5")
+    assert row["ours"] == pytest.approx(0.725)
+    assert [row[f"published data {place}"] for place in (1, 2, 3)] == [0.52, 0.45, 0.35]
+    assert math.isnan(pick(frame, method="FQ map", level="0.2")["published data 1"])
+    assert pick(frame, method="Grad-CAM", level="0.2")["ours"] == pytest.approx(0.1)
+    undefined = pick(frame, method="CAM", level="0.5")
+    assert (undefined["seeds"], undefined["published data 1"]) == (0, 0.11)
+    assert undefined["note"].startswith("not defined: CAM needs only global pooling")
+    view = readable(frame, TABLES["slides_4-5"]).frame
+    assert list(view.columns)[3:] == ["CAM", "Grad-CAM", "FQ map", "NNS (control)", "input (control)"]
+    assert view["level"].tolist() == ["0.2", "0.5"]
+
+
+def test_localisation_without_masks(tmp_path, published):
+    runs = make_runs(tmp_path, "vgg11", seeds=(0,))
+    columns = ["sample", "method", "threshold", "iou"]
+    write_frame(runs[0].folder / "metrics/well_trained/localisation.parquet", pd.DataFrame(columns=columns), {})
+    frame = fill("slides_4-5", runs, published)
+    assert pick(frame, quantity="")["note"] == (
+        "seed 0: no foreground masks in metrics/well_trained/localisation.parquet"
+    )
+    assert frame[frame["quantity"] != ""]["published data 1"].tolist() == [0.11, 0.24, 0.52]
+
+
 def test_table_aipc(tmp_path, published):
     runs = make_runs(tmp_path, "vgg16", seeds=(0,))
     put_curves(runs[0], {"T_m": 80, "T_v": 40, "T_c": 20, "T_cor": 8, "random": 4})
@@ -264,6 +387,108 @@ def test_table_ranks(tmp_path, published):
     constant = pick(frame, measure="SoU", property="T_v")
     assert math.isnan(constant["ours"])
     assert constant["note"] == "all filters rank alike"
+
+
+TYPED = {"H-H": (0.3, [6.0, 12.0, 24.0], 3.0), "H-noH": (0.1, [1.0, 2.0, 6.0], 0.5), "noH-H": (0.1, [0, 0, 3.0], 0.5)}
+TYPED |= {"L-L": (0.2, [0.0, 0.5, 0.0], 2.0), "L-noL": (0.1, [0, 0, 0], 0.5), "noL-L": (0.1, [0, 0, -1.0], 0.5)}
+
+
+def test_table_types(tmp_path, published):
+    runs = make_runs(tmp_path, "vgg11", seeds=(0, 1))
+    for run in runs:
+        put_types(run, {name: (p, [value + run.seed for value in lost], r) for name, (p, lost, r) in TYPED.items()})
+    frame = fill("slides_5-3", runs, published)
+    assert len(frame) == 6 * 3 * 3
+    row = pick(frame, type="H-H", checkpoint="third3", quantity="accuracy lost")
+    assert (row["ours"], row["layer"], row["unit"], row["published data not stated"]) == (24.5, "z", "pp", 26)
+    assert row["spread"] == pytest.approx(1 / math.sqrt(2))
+    row = pick(frame, type="L-noL", checkpoint="third1", quantity="proportion")
+    assert (row["ours"], row["published data not stated"]) == (0.1, 0.02)
+    random = pick(frame, type="L-L", checkpoint="third2", quantity="accuracy lost, random filters")
+    assert random["ours"] == 2
+    assert math.isnan(random["published data not stated"])
+    view = readable(frame, TABLES["slides_5-3"]).frame
+    assert view["type"].drop_duplicates().tolist() == list(TYPED)
+    assert list(view)[-3:] == ["after 1/3 of the training", "after 2/3 of the training", "after the training"]
+
+
+def test_published_types_stand_beside_every_network_that_is_measured(tmp_path, published):
+    """The source does not name the network of table 5-3."""
+    runs = make_runs(tmp_path, "vgg11", seeds=(0,)) + make_runs(tmp_path, "mine", seeds=(0, 1))
+    runs += make_runs(tmp_path, "own", seeds=(0, 1)) + make_runs(tmp_path, "own", seeds=(0,), dataset="cifar10")
+    for run in (runs[0], runs[3], runs[5]):
+        put_types(run, TYPED)
+    frame = fill("slides_5-3", runs, published)
+    known = frame[frame["published data not stated"].notna()]
+    networks = [("cifar10", "own"), ("digits", "vgg11"), ("digits", "own")]
+    assert known.groupby(["dataset", "model"]).size().to_dict() == dict.fromkeys(networks, 6 * 3 * 2)
+    assert known["ours"].notna().all()
+    missing_file = "no phases: the model came trained: experiments/filter_types.parquet is missing"
+    assert frame[frame["model"] == "mine"]["note"].tolist() == [f"seeds 0, 1: {missing_file}"]
+    frame = fill("slides_5-3", [runs[0], *runs[1:3]], published)
+    assert readable(frame, TABLES["slides_5-3"]).remarks == (f"digits, mine, seeds 0, 1: {missing_file}",)
+
+
+def test_data_without_a_foreground_has_no_types(tmp_path, published):
+    runs = make_runs(tmp_path, "vgg11", seeds=(0,))
+    columns = ["checkpoint", "layer", "type", "group", "draw", "filters", "proportion", "accuracy_lost"]
+    write_frame(runs[0].folder / "experiments/filter_types.parquet", pd.DataFrame(columns=columns), {})
+    frame = fill("slides_5-3", runs, published)
+    note = "seed 0: no foreground and background to tell apart in experiments/filter_types.parquet"
+    assert frame["note"].tolist() == [note]
+    assert readable(frame, TABLES["slides_5-3"]).remarks == (f"digits, VGG-11, {note}",)
+
+
+def test_signs_and_sweep_stand_beside_the_anomaly_filters(tmp_path, published):
+    runs = make_runs(tmp_path, "lenet5", seeds=(0, 1), dataset="cifar10")
+    for run in runs:
+        put_anomalies(run, "well_trained", 1)
+        put_anomalies(run, "overfitted", 3 + run.seed)
+    frame = fill("slides_6-2", runs, published)
+    expected = {
+        "anomaly filters": (1, 3.5), "unbalanced clusters": (3, 5.5), "high CH index": (4, 6.5),
+        "high activation": (2, 4.5), "anomaly filters, outliers up to 0.5%": (0, 2.5),
+        "anomaly filters, outliers up to 5%": (2, 4.5), "filters examined": (10, 10),
+    }  # fmt: skip
+    for checkpoint, place in (("well_trained", 0), ("overfitted", 1)):
+        part = frame[frame["checkpoint"] == checkpoint]
+        assert dict(zip(part["quantity"], part["ours"], strict=True)) == {q: v[place] for q, v in expected.items()}
+        assert part["quantity"].tolist() == list(expected)
+    assert pick(frame, checkpoint="overfitted", quantity="anomaly filters")["published CIFAR-10"] == 12
+    assert math.isnan(pick(frame, checkpoint="overfitted", quantity="high activation")["published CIFAR-10"])
+
+
+def test_every_share_of_the_sweep_has_a_quantity():
+    assert {f"anomaly filters, outliers up to {percent(share)}" for share in SHARES} <= set(QUANTITIES)
+
+
+def test_table_single_masking(tmp_path, published):
+    runs = make_runs(tmp_path, "simple_cnn", seeds=(0, 1), dataset="cifar100")
+    # lowers both; only lowers train; raises validation; changes nothing; raises train
+    put_single(runs[0], [(-1, -1), (-0.5, 0), (0, 2), (0, 0), (1, 0)])
+    put_single(runs[1], [(-1, 1), (0, 0), (0, 0)])
+    frame = fill("slides_6-4", runs, published)
+    row = pick(frame, checkpoint="overfitted", quantity="training accuracy falls")
+    assert (row["ours"], row["unit"], row["published CIFAR-100"], row["note"]) == (1.5, "filters", 8, "")
+    row = pick(frame, checkpoint="overfitted", quantity="validation accuracy rises")
+    assert (row["ours"], row["published CIFAR-100"]) == (1, 6)
+    row = pick(frame, checkpoint="overfitted", quantity="either accuracy changes")
+    assert (row["ours"], row["published CIFAR-100"]) == (2.5, 8)
+    assert pick(frame, checkpoint="overfitted", quantity="filters masked")["ours"] == 4
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize(("model", "falls"), [("resnet18", 3), ("vgg16", 209)])
+def test_exchanged_cells_of_the_source_are_shown_as_printed_and_marked(tmp_path, published, model, falls, measured):
+    runs = make_runs(tmp_path, model, seeds=(0,))
+    if measured:
+        put_single(runs[0], [(-1, 1), (1, -1)])
+    frame = fill("slides_6-4", runs, published)
+    row = pick(frame, checkpoint="overfitted", quantity="training accuracy falls")
+    assert row["published ILSVRC-2013 DET"] == falls
+    assert "look exchanged" in row["note"]
+    assert ("is missing" in row["note"]) != measured
+    assert any("look exchanged" in note for note in readable(frame, TABLES["slides_6-4"]).notes)
 
 
 def test_table_anomaly_without_an_overfitted_checkpoint(tmp_path, published):

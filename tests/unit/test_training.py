@@ -30,6 +30,7 @@ from nnscan.training import (
     augment,
     deterministic,
     evaluate,
+    kept_epochs,
     model_builder,
     restore,
     split_tensors,
@@ -96,8 +97,8 @@ def contents(folder):
     return {path.name: content(path) for path in sorted(folder.iterdir())}
 
 
-def run(dataset, folder, phase="regular", build=build, protocol=PROTOCOL, seed=0, origin=ORIGIN):
-    return train(build, dataset, protocol, folder, seed, origin, phase, progress=False)
+def run(dataset, folder, phase="regular", build=build, protocol=PROTOCOL, seed=0, origin=ORIGIN, history=0):
+    return train(build, dataset, protocol, folder, seed, origin, phase, progress=False, history=history)
 
 
 def epoch_recorder(monkeypatch, epochs, losses=None):
@@ -221,25 +222,25 @@ def interrupt(monkeypatch, epoch):
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
     dataset, tmp_path, monkeypatch, caplog, phase, epoch, outputs
 ):
-    run(dataset, tmp_path / "undisturbed", phase)
+    run(dataset, tmp_path / "undisturbed", phase, history=2)  # checkpoints after epochs 1 and 3 of 4
     folder = tmp_path / "interrupted"
     with monkeypatch.context() as patch:
         interrupt(patch, epoch)
         with pytest.raises(KeyboardInterrupt):
-            run(dataset, folder, phase)
+            run(dataset, folder, phase, history=2)
     assert (folder / f"state_{phase}.pt").is_file() == (epoch > 1)
     if outputs == "deleted":
         for path in folder.glob("*.safetensors"):
             path.unlink()
     with caplog.at_level(logging.INFO):
-        run(dataset, folder, phase)
+        run(dataset, folder, phase, history=2)
     assert contents(folder) == contents(tmp_path / "undisturbed")
     assert (f"goes on after epoch {epoch - 1}" in caplog.text) == (epoch > 1)
     trained = [record for record in caplog.records if record.getMessage().startswith("{'phase'")]
     assert len(trained) == (6 if phase == "regular" else 4) - (epoch - 1)
 
 
-@pytest.mark.parametrize("other", ["protocol", "seed", "data", "code", "model"])
+@pytest.mark.parametrize("other", ["protocol", "seed", "data", "code", "model", "history"])
 def test_the_state_of_another_training_is_left_aside(dataset, tmp_path, monkeypatch, caplog, other):
     changed = {
         "protocol": {"protocol": dataclasses.replace(PROTOCOL, learning_rate=2e-2)},
@@ -247,6 +248,7 @@ def test_the_state_of_another_training_is_left_aside(dataset, tmp_path, monkeypa
         "data": {"dataset": tiny_dataset(seed=1)},
         "code": {"origin": {**ORIGIN, "code": "2"}},
         "model": {"origin": {**ORIGIN, "model": "another"}},
+        "history": {"history": 1},
     }[other]
     with monkeypatch.context() as patch:
         interrupt(patch, 4)
@@ -350,6 +352,34 @@ def test_overfitted_is_the_last_epoch_whatever_the_validation_says(dataset, tmp_
 
 
 @pytest.mark.parametrize(
+    ("epochs", "history", "expected"),
+    [(80, 4, [16, 32, 48, 64, 80]), (12, 4, [2, 5, 7, 10, 12]), (4, 0, [4]), (3, 4, [1, 1, 2, 2, 3]), (1, 2, [1] * 3)],
+)
+def test_epochs_kept_on_the_way_to_the_overfitted_network(epochs, history, expected):
+    found = kept_epochs(dataclasses.replace(PROTOCOL, overfitting_epochs=epochs), "overfitting", history)
+    assert list(found) == [*(f"overfitting{part + 1}" for part in range(history)), "overfitted"]
+    assert list(found.values()) == expected
+
+
+def test_checkpoints_on_the_way_are_those_of_their_epochs(dataset, tmp_path, monkeypatch):
+    weights = epoch_recorder(monkeypatch, 4)
+    table = run(dataset, tmp_path, "overfitting", history=1)
+    assert same_weights(tmp_path / "overfitting1.safetensors", weights[1])
+    assert same_weights(tmp_path / "overfitted.safetensors", weights[3])
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert set(table["checkpoint"]) == set(pd.read_csv(tmp_path / "overfitted_results.csv")["checkpoint"])
+    assert set(table["checkpoint"]) == {"overfitted"}
+
+
+def test_checkpoints_on_the_way_change_nothing_else(dataset, tmp_path):
+    run(dataset, tmp_path / "plain", "overfitting")
+    run(dataset, tmp_path / "history", "overfitting", history=3)
+    plain, history = contents(tmp_path / "plain"), contents(tmp_path / "history")
+    assert {name: history[name] for name in plain} == plain
+    assert sorted(set(history) - set(plain)) == [f"overfitting{part}.safetensors" for part in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
     ("epochs", "expected"),
     [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 3)), (4, (1, 3, 4)), (6, (2, 4, 6)), (7, (2, 5, 7)), (10, (3, 7, 10))],
 )
@@ -421,6 +451,18 @@ def test_sgd_with_momentum_and_decay_equals_its_formula(dataset, tmp_path):
     found = load_file(tmp_path / "third3.safetensors")
     np.testing.assert_allclose(found["1.weight"].numpy(), values[0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found["1.bias"].numpy(), values[1], rtol=1e-4, atol=1e-6)
+
+
+def test_products_in_bfloat16_keep_the_weights_in_float32(dataset, tmp_path):
+    protocol = Protocol(optimizer="sgd", learning_rate=0.3, epochs=3, batch_size=99, weight_decay=0.0)
+    rounded = dataclasses.replace(protocol, precision="bfloat16")
+    for name, each in (("float32", protocol), ("bfloat16", rounded), ("again", rounded)):
+        run(dataset, tmp_path / name, build=linear, protocol=each)
+    assert contents(tmp_path / "bfloat16") == contents(tmp_path / "again")
+    exact, found = (load_file(tmp_path / name / "third3.safetensors")["1.weight"] for name in ("float32", "bfloat16"))
+    assert found.dtype == torch.float32
+    error = float((found - exact).abs().max() / exact.abs().max())
+    assert 1e-6 < error < 0.02
 
 
 def test_history_measures_the_epochs(dataset, tmp_path):

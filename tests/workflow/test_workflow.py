@@ -132,9 +132,13 @@ def planned(repository: Path, folder: Path, package: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "edit", "rules"),
     [
-        ("quantity", "\nADDED = 1\n", {"feature_quantity", "mask_diverse_filters", *LAST}),
+        ("quantity", "\nADDED = 1\n", {"feature_quantity", "mask_diverse_filters", "draw_neurons", *LAST}),
         ("quantity", "\n# a remark\n", set()),
-        ("anomaly", "\nADDED = 1\n", {"anomaly_filters", "mask_anomalies", *LAST}),
+        (
+            "anomaly",
+            "\nADDED = 1\n",
+            {"anomaly_filters", "anomaly_history", "mask_anomalies", "draw_filters", *LAST},
+        ),
         ("report", "\nADDED = 1\n", {"write_report"}),
     ],
 )

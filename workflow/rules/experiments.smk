@@ -3,8 +3,10 @@ rule mask_diverse_filters:
         data=layout.dataset("data.h5"),
         weights=layout.run("training/well_trained.safetensors"),
         diversity=layout.run("metrics/well_trained/diversity.parquet"),
+        ablation=layout.run("metrics/well_trained/diversity_ablation.parquet"),
     output:
         masking=layout.run("experiments/diversity_masking.parquet"),
+        ablation=layout.run("experiments/ablation_masking.parquet"),
     log:
         layout.log("mask_diverse_filters", "dataset", "model", "seed"),
     benchmark:
@@ -53,6 +55,37 @@ rule mask_by_properties:
         "../scripts/mask_by_properties.py"
 
 
+rule filter_types:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=[layout.run(f"training/third{part}.safetensors") for part in (1, 2, 3)],
+    output:
+        types=layout.run("experiments/filter_types.parquet"),
+    log:
+        layout.log("filter_types", "dataset", "model", "seed"),
+    benchmark:
+        layout.benchmark("filter_types", "dataset", "model", "seed")
+    wildcard_constraints:
+        model=either(layout.trained()),
+    conda:
+        "../../envs/cuda.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        layers=study.scan.layers,
+        layer=study.experiments.layer,
+        samples=study.properties.samples,
+        share=study.properties.type_share,
+        draws=study.experiments.draws,
+        code=source_digest("interventions", "properties", "training"),
+    message:
+        "Filters by foreground and background of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
+    script:
+        "../scripts/filter_types.py"
+
+
 rule mask_anomalies:
     input:
         data=layout.dataset("data.h5"),
@@ -70,6 +103,7 @@ rule mask_anomalies:
         ],
     output:
         masking=layout.run("experiments/anomaly_masking.parquet"),
+        single=layout.run("experiments/anomaly_single.parquet"),
         gradients=layout.run("experiments/gradients.parquet"),
     log:
         layout.log("mask_anomalies", "dataset", "model", "seed"),
@@ -127,6 +161,7 @@ rule remove_layers:
         results=layout.run("training/results.csv"),
     output:
         layers=layout.run("experiments/layers.parquet"),
+        histories=layout.run("experiments/layers_histories.parquet"),
     log:
         layout.log("remove_layers", "dataset", "model", "seed"),
     benchmark:

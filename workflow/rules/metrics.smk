@@ -6,7 +6,9 @@ rule feature_quantity:
         ],
     output:
         quantity=layout.run("metrics/{checkpoint}/quantity.parquet"),
+        layers=layout.run("metrics/{checkpoint}/quantity_layers.parquet"),
         diversity=layout.run("metrics/{checkpoint}/diversity.parquet"),
+        ablation=layout.run("metrics/{checkpoint}/diversity_ablation.parquet"),
     log:
         layout.log("feature_quantity", "dataset", "model", "seed", "checkpoint"),
     benchmark:
@@ -23,6 +25,38 @@ rule feature_quantity:
         "Feature quantity of every neuron of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
     script:
         "../scripts/feature_quantity.py"
+
+
+rule neuron_knowledge:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=layout.run("training/{checkpoint}.safetensors"),
+        shards=[
+            layout.run(f"scan/{{checkpoint}}/shard{shard}.h5")
+            for shard in layout.shards()
+        ],
+    output:
+        knowledge=layout.run("metrics/{checkpoint}/knowledge.parquet"),
+        agreement=layout.run("metrics/{checkpoint}/agreement.parquet"),
+        distances=layout.run("metrics/{checkpoint}/distances.parquet"),
+        winners=layout.run("metrics/{checkpoint}/winners.parquet"),
+    log:
+        layout.log("neuron_knowledge", "dataset", "model", "seed", "checkpoint"),
+    benchmark:
+        layout.benchmark("neuron_knowledge", "dataset", "model", "seed", "checkpoint")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        knowledge=study.knowledge.model_dump(),
+        code=source_digest("knowledge", "training"),
+    message:
+        "Knowledge of the neurons of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
+    script:
+        "../scripts/neuron_knowledge.py"
 
 
 rule interpretable_properties:
@@ -48,7 +82,7 @@ rule interpretable_properties:
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
-        properties=study.properties.model_dump(),
+        properties=study.properties.model_dump(exclude={"type_share"}),
         code=source_digest("properties", "training", "moments"),
     message:
         "Interpretable properties of the filters of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
@@ -83,7 +117,9 @@ rule anomaly_filters:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        anomaly=study.anomaly.model_dump(exclude={"source", "samples"}),
+        anomaly=study.anomaly.model_dump(
+            exclude={"source", "samples", "history_checkpoints"}
+        ),
         code=source_digest("anomaly"),
     message:
         "Anomaly filters of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
@@ -101,6 +137,45 @@ use rule anomaly_filters as anomaly_filters_of_one_checkpoint with:
         model=either(layout.never_overfitted()),
 
 
+rule anomaly_history:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=[
+            layout.run(f"training/{checkpoint}.safetensors")
+            for checkpoint in layout.on_the_way()
+        ],
+        anomaly=[
+            layout.run(f"metrics/{checkpoint}/anomaly.parquet")
+            for checkpoint in CHECKPOINTS
+        ],
+        history=layout.run("training/history.csv"),
+    output:
+        history=layout.run("metrics/anomaly_history.parquet"),
+    log:
+        layout.log("anomaly_history", "dataset", "model", "seed"),
+    benchmark:
+        layout.benchmark("anomaly_history", "dataset", "model", "seed")
+    wildcard_constraints:
+        model=either(layout.overfitted()),
+    conda:
+        "../../envs/cuda.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
+            exclude={"preset"}
+        ),
+        anomaly=study.anomaly.model_dump(exclude={"history_checkpoints"}),
+        layers=study.scan.layers,
+        code=source_digest("anomaly", "components", "scanner", "training"),
+    message:
+        "Anomaly filters along the overfitting training of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
+    script:
+        "../scripts/anomaly_history.py"
+
+
 rule similarity:
     input:
         data=layout.dataset("data.h5"),
@@ -108,6 +183,8 @@ rule similarity:
         averages=layout.run("averages/averages.h5"),
     output:
         similarity=layout.run("metrics/{checkpoint}/similarity.parquet"),
+        measures=layout.run("metrics/{checkpoint}/measures.parquet"),
+        classes=layout.run("metrics/{checkpoint}/classes.parquet"),
     log:
         layout.log("similarity", "dataset", "model", "seed", "checkpoint"),
     benchmark:
@@ -120,8 +197,37 @@ rule similarity:
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
         layers=study.scan.layers,
-        code=source_digest("averages", "similarities", "training"),
+        code=source_digest("averages", "measures", "similarities", "training"),
     message:
         "Similarity of the neurons of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
     script:
         "../scripts/similarity.py"
+
+
+rule localise_objects:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=layout.run("training/{checkpoint}.safetensors"),
+        shards=[
+            layout.run(f"scan/{{checkpoint}}/shard{shard}.h5")
+            for shard in layout.shards()
+        ],
+    output:
+        localisation=layout.run("metrics/{checkpoint}/localisation.parquet"),
+    log:
+        layout.log("localise_objects", "dataset", "model", "seed", "checkpoint"),
+    benchmark:
+        layout.benchmark("localise_objects", "dataset", "model", "seed", "checkpoint")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        quantity=study.quantity.model_dump(),
+        code=source_digest("explainers", "training"),
+    message:
+        "Localisation by CAM, Grad-CAM and FQ of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
+    script:
+        "../scripts/localise_objects.py"

@@ -1,6 +1,7 @@
 rule write_report:
     input:
         layout.figures(),
+        list(layout.pages().values()),
         [
             file
             for run in layout.runs()
@@ -26,6 +27,7 @@ rule write_report:
         runs=[[*run, layout.run_names(run)] for run in layout.runs()],
         tables=list(TABLES),
         figures=layout.captioned_figures(),
+        pages=layout.pages(),
         code=source_digest("report"),
     message:
         "Writing the report"

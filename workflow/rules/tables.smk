@@ -90,3 +90,158 @@ rule draw_figures:
         "Drawing the figures of {wildcards.model} on {wildcards.dataset}"
     script:
         "../scripts/draw_figures.py"
+
+
+rule draw_neurons:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=layout.first_seed("training/well_trained.safetensors"),
+        shards=lambda wildcards: [
+            layout.first_seed(f"scan/well_trained/shard{shard}.h5")(wildcards)
+            for shard in layout.shards()
+        ],
+        knowledge=layout.over_seeds("metrics/well_trained/knowledge.parquet"),
+        distances=layout.over_seeds("metrics/well_trained/distances.parquet"),
+        winners=layout.over_seeds("metrics/well_trained/winners.parquet"),
+        quantity=layout.over_seeds("metrics/well_trained/quantity_layers.parquet"),
+        companion_weights=lambda wildcards: layout.of_companion(
+            "training/well_trained.safetensors"
+        )(wildcards)[:1],
+        companion_knowledge=layout.of_companion(
+            "metrics/well_trained/knowledge.parquet"
+        ),
+    output:
+        **{
+            name: report(
+                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                subcategory="{dataset} {model}",
+                labels={"figure": title},
+            )
+            for name, title in layout.figures_of("draw_neurons").items()
+        },
+    log:
+        layout.log("draw_neurons", "dataset", "model"),
+    benchmark:
+        layout.benchmark("draw_neurons", "dataset", "model")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        seeds=lambda wildcards: layout.seeds(wildcards.model),
+        companion=lambda wildcards: [
+            {**layout.model_parameters(model), "seeds": layout.seeds(model)}
+            for model in [layout.companion(wildcards.dataset, wildcards.model)]
+            if model
+        ],
+        code=source_digest("galleries", "training"),
+    message:
+        "Drawing the neurons of {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../scripts/draw_neurons.py"
+
+
+rule draw_filters:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=layout.first_seed("training/well_trained.safetensors"),
+        properties=layout.first_seed("metrics/well_trained/properties.parquet"),
+        losses=lambda wildcards: (
+            layout.over_seeds("training/overfitted_history.csv")(wildcards)
+            if wildcards.model in layout.overfitted()
+            else []
+        ),
+        counts=lambda wildcards: (
+            layout.over_seeds("metrics/anomaly_history.parquet")(wildcards)
+            if wildcards.model in layout.overfitted()
+            else []
+        ),
+    output:
+        **{
+            name: report(
+                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                subcategory="{dataset} {model}",
+                labels={"figure": title},
+            )
+            for name, title in layout.figures_of("draw_filters").items()
+        },
+    log:
+        layout.log("draw_filters", "dataset", "model"),
+    benchmark:
+        layout.benchmark("draw_filters", "dataset", "model")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        layer=study.experiments.layer,
+        seeds=lambda wildcards: layout.seeds(wildcards.model),
+        code=source_digest("galleries", "training"),
+    message:
+        "Drawing the strongest filters and the anomaly filters by epoch of {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../scripts/draw_filters.py"
+
+
+rule draw_explanations:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=layout.first_seed("training/well_trained.safetensors"),
+        shards=lambda wildcards: [
+            layout.first_seed(f"scan/well_trained/shard{shard}.h5")(wildcards)
+            for shard in layout.shards()
+        ],
+        averages=layout.first_seed("averages/averages.h5"),
+        classes=layout.first_seed("metrics/well_trained/classes.parquet"),
+        similarity=layout.over_seeds("metrics/well_trained/similarity.parquet"),
+        measures=layout.over_seeds("metrics/well_trained/measures.parquet"),
+        histories=lambda wildcards: (
+            layout.over_seeds("experiments/layers_histories.parquet")(wildcards)
+            if layout.cuttable(wildcards.model)
+            else []
+        ),
+    output:
+        **{
+            name: report(
+                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                subcategory="{dataset} {model}",
+                labels={"figure": title},
+            )
+            for name, title in layout.figures_of("draw_explanations").items()
+        },
+        page=report(
+            layout.page,
+            caption="../report/similarity.rst",
+            category="Figures",
+            subcategory="{dataset} {model}",
+            labels={"figure": "Similarity by layer (interactive)"},
+        ),
+    log:
+        layout.log("draw_explanations", "dataset", "model"),
+    benchmark:
+        layout.benchmark("draw_explanations", "dataset", "model")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        quantity=study.quantity.model_dump(),
+        method=study.experiments.similarity_method,
+        seeds=lambda wildcards: layout.seeds(wildcards.model),
+        code=source_digest("galleries", "pages", "averages", "training"),
+    message:
+        "Drawing explanations of {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../scripts/draw_explanations.py"

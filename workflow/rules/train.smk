@@ -23,6 +23,7 @@ rule train_model:
             exclude={"preset"}
         ),
         phase="regular",
+        history=0,
         code=source_digest("training"),
     message:
         "Training {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
@@ -33,6 +34,10 @@ rule train_model:
 use rule train_model as overfit_model with:
     output:
         overfitted=layout.run("training/overfitted.safetensors"),
+        on_the_way=[
+            layout.run(f"training/{checkpoint}.safetensors")
+            for checkpoint in layout.on_the_way()
+        ],
         history=layout.run("training/overfitted_history.csv"),
         results=layout.run("training/overfitted_results.csv"),
     log:
@@ -45,6 +50,7 @@ use rule train_model as overfit_model with:
             exclude={"preset"}
         ),
         phase="overfitting",
+        history=study.anomaly.history_checkpoints,
         code=source_digest("training"),
     message:
         "Overfitting {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"

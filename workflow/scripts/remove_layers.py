@@ -14,7 +14,7 @@ with job(snakemake):
     params, seed = snakemake.params, int(snakemake.wildcards.seed)
     similarity = chosen_similarities(read_frame(snakemake.input.similarity), params.method)
     origin = provenance(model=params.model, data=dataset.digest, seed=seed, code=params.code)
-    table = layer_removal(
+    table, histories = layer_removal(
         lambda kept: model_builder(
             params.model["source"], {**params.model["options"], "convolutions": kept}, dataset
         )(),
@@ -26,3 +26,4 @@ with job(snakemake):
         origin,
     )
     write_frame(snakemake.output.layers, table, origin)
+    write_frame(snakemake.output.histories, histories, origin)

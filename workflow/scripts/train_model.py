@@ -16,4 +16,5 @@ with job(snakemake):
         seed=seed,
         origin=provenance(model=model, data=dataset.digest, seed=seed, code=snakemake.params.code),
         phase=snakemake.params.phase,
+        history=snakemake.params.history,
     )

@@ -30,4 +30,5 @@ with job(snakemake):
         json.loads(first["versions"]),
     )
     tables = [(TABLES[name], read_csv(root / "tables" / f"{name}.csv")) for name in params.tables]
-    write_report(snakemake.output.report, study, tables, read_csv(snakemake.input.claims), params.figures, provenance)
+    claims = read_csv(snakemake.input.claims)
+    write_report(snakemake.output.report, study, tables, claims, params.figures, provenance, params.pages)

@@ -1,0 +1,1400 @@
+"""What a study costs before it runs: jobs, processor and GPU hours, wall time, disk and memory.
+
+A study is counted from its configuration; its data need not be there. Three things make an estimate:
+
+- *facts* of each network: multiply-adds of its layers and of a sweep over the pixels, neurons, parameters, counted on
+  the model built as the pipeline builds it, and the number of images in each split;
+- *speeds* of this machine with one thread, measured on the very network (small networks are far from what a processor
+  can do): multiply-adds per second of forward passes, of training, and of large matrix products;
+- `RULES`: for each rule of the workflow the work of one of its jobs, as a formula of the facts.
+
+What is a fit to measured jobs, and no count, stands in the section "Fits"; docs/performance.md compares estimates with
+what studies took.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnscan.annotations import CAMVID_CLASSES, LAYOUTS
+from nnscan.configuration import DatasetConfig, ScanConfig, Study, TrainingConfig
+from nnscan.data import load_dataset
+from nnscan.errors import ConfigurationError, DataError
+from nnscan.layout import CUTTABLE, Layout
+from nnscan.linearisation import Linearisation, LinearisationError
+from nnscan.models import (
+    ZOO,
+    build_model,
+    chosen_layers,
+    evaluation,
+    logits,
+    network_layers,
+    parameter_count,
+    prepare,
+    resolve_layer,
+)
+from nnscan.moments import IMAGES, QUANTITIES
+from nnscan.scanner import KEEP_BYTES
+from nnscan.sweeps import WindowSweep
+from nnscan.training import augment, deterministic
+
+GPU_MACS = 2e12
+"""Multiply-adds per second of a GPU where none are given: a fifth of the peak of an A100 in float32."""
+
+TRIAL = 1.2e10
+"""Multiply-adds of the training batch that a model's speed is measured on: some tenths of a second."""
+
+FLOAT = 4
+"""Bytes of a number in a network."""
+
+FILTER_BYTES = 256 * 2**20
+"""Images of a filter that `components` holds at a time; of as many filters as fit, of one at least."""
+
+# Fits ---------------------------------------------------------------------------------------------------------------
+# Seconds of one thread on the machine of docs/performance.md, from the benchmarks of studies; bytes likewise.
+
+START = {"plain": 0.35, "torch": 1.0, "derivatives": 1.95, "drawing": 1.5}
+"""Interpreter and imports, as a multiple of importing torch and what trains a network: without torch; with it; with
+torch's function transforms, which load its compiler; with the libraries that draw."""
+
+START_BYTES = {"plain": 0.2e9, "torch": 0.65e9, "derivatives": 0.85e9, "drawing": 0.85e9}
+"""Memory of a job that has imported its modules."""
+
+AUTOGRAD_BYTES = 0.13e9  # what the first training step loads
+DECODE_FILE, DECODE_PIXEL = 4e-4, 2.3e-8  # open an image file; decode a pixel of a photograph
+PHOTOGRAPH = 500 * 375  # pixels of an image of ILSVRC, CUB and VOC
+WRITE_BYTE, READ_BYTE = 3e-8, 1e-8  # pack, or unpack and check, a byte of data.h5
+STORED = {"strokes": 0.3, "photographs": 0.9}  # of data.h5, packed: drawn digits are mostly blank
+STATE_BYTE = 1e-9  # write a byte of the state that a training keeps after each epoch
+AVERAGE_VALUE = 1e-8  # a value of an image in the averages of classes
+WINDOW_VALUE = 1.2e-8  # a value in the windows of a sweep, through all that is no matrix product
+SWEPT_SAMPLE = 0.01  # follow the network for a sample, and put its sums together
+PROJECTED_VALUE = 1e-8  # a value of a filter's images in their principal components
+CLUSTERED_SAMPLE = 8e-6  # a sample of a filter in the mixtures with 1 to 5 components
+MEASURED_NEURON = 2e-6  # a neuron and sample in FQ
+COMPARED_NEURON = 6e-5  # a neuron in DBSCAN, for FQ's elements together and without each
+MEASURED_PIXEL = 3e-8  # a pixel of a filter image in TIP, on three areas
+MASKED_SAMPLE = 8e-6  # a sample on which a choice of filters is masked, besides its multiply-adds
+QUANTITY_BYTES = 60  # a neuron's row of quantity.parquet
+ACTIVE = 0.8  # share of the filters that respond to a sample
+ANOMALIES = 0.02  # share of the filters that are anomalies
+GPU_MODULE = 1e-4  # a module in a step of training on a GPU, however small: its operations have to be started
+
+
+# Facts: images ------------------------------------------------------------------------------------------------------
+
+
+class _Published(NamedTuple):
+    """Images of the train and the test part of a data set as its makers publish it, its classes and channels."""
+
+    train: int
+    test: int
+    classes: int
+    channels: int = 3
+
+
+PUBLISHED: Mapping[str, _Published] = {
+    "mnist": _Published(60_000, 10_000, 10, 1),
+    "fashion_mnist": _Published(60_000, 10_000, 10, 1),
+    "cifar10": _Published(50_000, 10_000, 10),
+    "cifar100": _Published(50_000, 10_000, 100),
+    "det": _Published(395_909, 20_121, 200),
+    "cub": _Published(5_994, 5_794, 200),
+    "voc": _Published(1_464, 1_449, 20),
+}
+"""Sizes of the data sets; of VOC2012 the segmentation sets. Of DET and VOC somewhat fewer images have objects."""
+
+DIGITS = 1797
+"""Images of scikit-learn's digits, which have no test part."""
+
+UNKNOWN_CLASSES = 10
+"""Classes of an image folder that is not there; only the class scores depend on them."""
+
+CLASS_OPTIONS = ("classes", "num_classes")
+"""Options of a factory that change nothing but the class scores."""
+
+LIVE = {"mnist": {1: 0.26, 2: 0.32, 4: 0.43, 8: 0.69}, "digits": {1: 0.70, 4: 0.87}}
+"""Measured share of the blocks of b x b pixels that are not all zero, at 32 x 32: a scan passes over the others."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a data set.
+
+    Attributes:
+        train: Images of the train split; validation and test likewise.
+        classes: Number of classes.
+        channels: Channels.
+        side: Height and width in pixels.
+        masked: Whether they have foreground masks.
+        drawn: Whether they are strokes on black.
+        photographs: Whether they have to be decoded from files of photographs.
+        live: Share of live blocks by their side, see `LIVE`.
+    """
+
+    train: int
+    validation: int
+    test: int
+    classes: int
+    channels: int
+    side: int
+    masked: bool
+    drawn: bool
+    photographs: bool
+    live: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Images of all splits."""
+        return self.train + self.validation + self.test
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of an image."""
+        return self.side**2
+
+    @property
+    def values(self) -> int:
+        """Numbers of an image, all channels."""
+        return self.channels * self.pixels
+
+    @property
+    def stored(self) -> int:
+        """Bytes of all images and masks in memory, as they are read: a byte for each value, and for each mask pixel."""
+        return self.count * (self.values + self.masked * self.pixels)
+
+    def live_share(self, block: int) -> float:
+        """Return the share of blocks of a side that a scan does not pass over."""
+        return next((share for side, share in sorted(self.live.items(), reverse=True) if side <= block), 1.0)
+
+
+def count_images(config: DatasetConfig) -> Images:
+    """Return the number and shape of a data set's images: published, counted where the data is there, or as limited.
+
+    Splits are cut as `data.load_dataset` cuts them, up to the rounding within each class.
+
+    Raises:
+        ConfigurationError: A number cannot be known without the data and is not given by a limit.
+    """
+    folder = Path(config.root or os.environ.get("NNSCAN_DATA") or "data").expanduser()
+    if config.source == "digits":
+        test = round(DIGITS * config.test_fraction)
+        parts = {"validation": round(DIGITS * config.validation_fraction), "test": test}
+        parts["train"] = DIGITS - sum(parts.values())
+        classes, channels = 10, 1
+    elif config.source in PUBLISHED:
+        published = PUBLISHED[config.source]
+        share = len(config.classes or ()) / published.classes or 1.0
+        classes, channels = round(share * published.classes), published.channels
+        parts = _cut(round(share * published.train), round(share * published.test), config.validation_fraction)
+    elif config.source == "camvid":
+        parts, classes = _camvid_crops(config, folder)
+        channels = 3
+    else:
+        parts, classes = _folder_images(config, folder)
+        channels = 3
+    limits = {"train": config.train_limit, "validation": config.validation_limit, "test": config.test_limit}
+    kept = {split: min(count, limits[split] or count) for split, count in parts.items()}
+    drawn = config.source in ("digits", "mnist", "fashion_mnist")
+    return Images(
+        **kept,
+        classes=classes,
+        channels=config.channels or channels,
+        side=_side(config),
+        masked=config.foreground.kind != "none",
+        drawn=drawn,
+        photographs=config.source == "image_folder" or config.source in LAYOUTS,
+        live=LIVE.get(config.source, {}) if config.normalization == "unit" else {},
+    )
+
+
+def _cut(train: int, test: int, validation_fraction: float) -> dict[str, int]:
+    """Return the images of each split of a data set that has a test part."""
+    validation = round(train * validation_fraction)
+    return {"train": train - validation, "validation": validation, "test": test}
+
+
+def _side(config: DatasetConfig) -> int:
+    if config.size is not None:
+        return config.size
+    if config.source == "image_folder" or config.source in LAYOUTS:
+        raise ConfigurationError(
+            f"datasets ({config.name}).size is null: without it an estimate does not know how large the images are; "
+            "give the side in pixels"
+        )
+    return 32  # as `data.load_dataset` has it
+
+
+def _camvid_crops(config: DatasetConfig, folder: Path) -> tuple[dict[str, int], int]:
+    """Return the crops of each split of CamVid, which are cut out of its frames, and the number of classes."""
+    classes = config.classes or CAMVID_CLASSES
+    try:
+        dataset = load_dataset(
+            "camvid",
+            root=folder,
+            size=1,
+            classes=classes,
+            split_seed=config.split_seed,
+            validation_fraction=config.validation_fraction,
+        )
+    except DataError as error:
+        return _limited(config, str(error)), len(classes)
+    return {split: len(part.labels) for split, part in dataset.splits.items()}, len(classes)
+
+
+def _folder_images(config: DatasetConfig, root: Path) -> tuple[dict[str, int], int]:
+    """Return the images of each split of class folders, and the number of classes."""
+    if root.is_dir():
+        paths = [path.relative_to(root).as_posix() for part in ("train", "test") for path in (root / part).glob("*/*")]
+    elif root.is_file():
+        try:
+            with tarfile.open(root) as archive:
+                paths = [PurePosixPath(member.name).as_posix() for member in archive if member.isfile()]
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise ConfigurationError(f"datasets ({config.name}).root: {root} is no .tar.gz archive ({error})") from None
+    else:
+        return _limited(config, f"{root} is not there"), UNKNOWN_CLASSES
+    names = [path.split("/") for path in paths if path.count("/") == 2 and "/." not in f"/{path}"]
+    counts = Counter(part for part, _, _ in names)
+    if not counts["train"] or not counts["test"]:
+        raise ConfigurationError(
+            f"datasets ({config.name}).root: {root} has no images in train/<class>/ or none in test/<class>/"
+        )
+    classes = {label for part, label, _ in names if part == "train"}
+    return _cut(counts["train"], counts["test"], config.validation_fraction), len(classes)
+
+
+def _limited(config: DatasetConfig, reason: str) -> dict[str, int]:
+    """Return the images of each split where only the limits are known."""
+    if config.train_limit is None or config.test_limit is None:
+        raise ConfigurationError(
+            f"the images of the data set {config.name!r} cannot be counted ({reason}); give "
+            f"datasets ({config.name}).train_limit and test_limit for an estimate without the data"
+        )
+    share = config.validation_fraction
+    cut = config.validation_limit or round(config.train_limit * share / (1 - share))
+    return {"train": config.train_limit, "validation": cut, "test": config.test_limit}
+
+
+# Facts: networks ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear map, for one image.
+
+    Attributes:
+        name: Its name as a layer of neurons.
+        filters: Filters K.
+        positions: Places of a filter's map.
+        weights: Weights of all filters.
+        products: Multiply-adds: positions x weights.
+        before: Multiply-adds of the network as far as here, this layer's included.
+        scanned: Whether the study scans it.
+    """
+
+    name: str
+    filters: int
+    positions: int
+    weights: int
+    products: int
+    before: int
+    scanned: bool
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """Sweeps over the pixels of one image, none of them blank. They hardly depend on the number of classes.
+
+    Attributes:
+        channels: Multiply-adds of sweeps over the single pixels, one for each channel, as far as a layer, by its name;
+            of the layers for which these are fewer than those of carrying each filter back.
+        products: Multiply-adds of the scan's sweep.
+        values: Numbers in the windows that it reads.
+        bytes: Memory of all its tangents at once.
+    """
+
+    channels: Mapping[str, float]
+    products: float
+    values: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a model is made of, for one image.
+
+    Attributes:
+        layers: Its convolutions and linear maps, in the order of the forward pass.
+        parameters: Parameters.
+        classes: Class scores.
+        modules: Modules that compute something.
+        outputs: Numbers that all modules put out.
+        sweeps: Sweeps.
+    """
+
+    layers: tuple[Layer, ...]
+    parameters: int
+    classes: int
+    modules: int
+    outputs: int
+    sweeps: Sweeps
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds of a forward pass."""
+        return self.layers[-1].before
+
+
+def dissect(
+    model: nn.Module, shape: tuple[int, int, int], scan: ScanConfig, samples: int, sweeps: Sweeps | None = None
+) -> Anatomy:
+    """Return what a model is made of.
+
+    Args:
+        model: The model as the pipeline builds it.
+        shape: Channels, height and width of its input.
+        scan: Which layers are scanned, in which blocks.
+        samples: Samples of the anomaly search; with many of them few filters are carried back together.
+        sweeps: Its sweeps, where they are known of a model with another number of classes.
+
+    Raises:
+        ConfigurationError: The blocks do not divide the image.
+    """
+    if shape[1] % scan.block or shape[2] % scan.block:
+        raise ConfigurationError(f"scan.block {scan.block} does not divide images of {shape[1]} x {shape[2]} pixels")
+    probe = prepare(model)
+    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    sizes, outputs, classes = _sizes(probe, x)
+    found = network_layers(probe, x)
+    if isinstance(scan.layers, str):
+        chosen = chosen_layers(found, "all" if scan.layers == "all" else "convolutional")
+    else:
+        chosen = [resolve_layer(probe, layer) for layer in scan.layers]
+    layers: list[Layer] = []
+    for layer in found:
+        filters, positions, weights = sizes[layer.weights]
+        before = positions * weights + (layers[-1].before if layers else 0)
+        scanned = layer.name in chosen or layer.weights in chosen
+        layers.append(Layer(layer.name, filters, positions, weights, positions * weights, before, scanned))
+    if not any(layer.scanned for layer in layers):
+        raise ConfigurationError(f"scan.layers: none of {', '.join(chosen)} is a convolution or linear map")
+    sweeps = sweeps or _find_sweeps(probe, x, layers, scan.block, samples)
+    return Anatomy(tuple(layers), parameter_count(model), classes, len(outputs), sum(outputs), sweeps)
+
+
+def _sizes(probe: nn.Module, x: Tensor) -> tuple[dict[str, tuple[int, int, int]], list[int], int]:
+    """Return filters, positions and weights of each convolution and linear map, each output's size, and the classes.
+
+    A map that is called several times has the positions of all its calls.
+    """
+    sizes: dict[str, tuple[int, int, int]] = {}
+    outputs: list[int] = []
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                outputs.append(output.numel())
+                if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                    filters = len(module.weight)
+                    earlier = sizes[name][1] if name in sizes else 0
+                    sizes[name] = filters, earlier + output.numel() // filters, module.weight.numel()
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in probe.named_modules():
+            if not list(module.children()):
+                stack.callback(module.register_forward_hook(record(name)).remove)
+        return sizes, outputs, logits(probe(x.clone())).shape[1]
+
+
+def _find_sweeps(probe: nn.Module, x: Tensor, layers: Sequence[Layer], block: int, samples: int) -> Sweeps:
+    """Return the sweeps of a model; see `dissect`."""
+    scanned = [layer for layer in layers if layer.scanned]
+    together = max(1, FILTER_BYTES // (samples * x[0, 0].numel() * FLOAT))
+    channels: dict[str, float] = {}
+    for layer in scanned:
+        found = _channel_sweeps(probe, x, layer.name)
+        if found is None or found >= min(layer.filters, together) * layer.before:
+            break  # nor does it pay for deeper layers, which a pixel reaches more of
+        channels[layer.name] = found
+    try:
+        linear = Linearisation(probe, x, [layer.name for layer in scanned])
+    except LinearisationError:  # every tangent is carried through the whole network
+        tangents = x[0, 0].numel() // block**2
+        values = tangents * sum(layer.filters * layer.positions for layer in scanned)
+        return Sweeps(channels, tangents * scanned[-1].before, values, values * FLOAT)
+    sweep = WindowSweep(linear, x, block)
+    values = sum(
+        grid.size * linear.channels(linear.places[layer])
+        for batch in sweep.batches
+        for layer, grid in sweep.grids(batch).items()
+    )
+    return Sweeps(channels, sweep.products, values, sweep.bytes_each * len(sweep.batches))
+
+
+def _channel_sweeps(probe: nn.Module, x: Tensor, layer: str) -> float | None:
+    """Return the multiply-adds of a sweep for each channel of the input; None where the network cannot be followed."""
+    try:
+        linear = Linearisation(probe, x, [layer])
+    except LinearisationError:
+        return None
+    return None if linear.whole_maps or layer not in linear.places else x.shape[1] * WindowSweep(linear, x, 1).products
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model of a study on a data set: what the formulas of `RULES` are written in.
+
+    Attributes:
+        study: The study.
+        dataset: Name of the data set.
+        model: Name of the model.
+        images: The data set's images.
+        anatomy: What the model is made of.
+        checkpoints: Checkpoints that are searched for anomaly filters.
+        shards: Shards of the scan.
+        seeds: Runs.
+    """
+
+    study: Study
+    dataset: str
+    model: str
+    images: Images
+    anatomy: Anatomy
+    checkpoints: int
+    shards: int
+    seeds: int
+
+    @property
+    def forward(self) -> int:
+        """Multiply-adds of a forward pass of an image."""
+        return self.anatomy.products
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return self.anatomy.parameters
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The scanned layers."""
+        return tuple(layer for layer in self.anatomy.layers if layer.scanned)
+
+    @property
+    def filters(self) -> int:
+        """Scanned filters."""
+        return sum(layer.filters for layer in self.layers)
+
+    @property
+    def neurons(self) -> int:
+        """Scanned neurons."""
+        return sum(layer.filters * layer.positions for layer in self.layers)
+
+    @property
+    def block(self) -> int:
+        """Side of the scan's blocks."""
+        return self.study.scan_of(self.model).block
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of an image."""
+        return (self.images.side // self.block) ** 2
+
+    @property
+    def samples(self) -> int:
+        """Scanned samples."""
+        return min(self.study.scan.samples, self.images.test)
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How the model is trained."""
+        return self.study.training_of(self.model)
+
+    @property
+    def masked_layer(self) -> Layer:
+        """The layer whose filters are masked step by step; a named one counts as the middle one."""
+        return self.layers[-1 if self.study.experiments.layer == "last" else len(self.layers) // 2]
+
+    def behind(self, layer: Layer) -> int:
+        """Multiply-adds of the network behind a layer."""
+        return self.forward - layer.before
+
+    def reader(self, layer: Layer) -> int:
+        """Multiply-adds of the layer that reads a layer's maps."""
+        following = self.anatomy.layers[self.anatomy.layers.index(layer) + 1 :]
+        return following[0].products if following else 0
+
+
+# Speeds -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a thread of this machine does.
+
+    Attributes:
+        start: Seconds of an interpreter that imports torch and what trains a network.
+        products: Multiply-adds per second of large matrix products.
+        step: Seconds in which Adam changes a parameter.
+    """
+
+    start: float
+    products: float
+    step: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a thread of this machine does with a network.
+
+    Attributes:
+        forward: Multiply-adds per second of forward passes.
+        training: Multiply-adds per second of forward and backward passes together, three times those of a forward pass.
+    """
+
+    forward: float
+    training: float
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds(work: Callable[[], object], repeats: int = 2) -> float:
+    """Return the processor time of some work, the least of some repeats."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return max(min(times), 1e-9)
+
+
+def measure_machine(start: float) -> Machine:
+    """Return what a thread of this machine does.
+
+    Args:
+        start: See `Machine`.
+    """
+    a, b = torch.rand(1024, 1152), torch.rand(1152, 256)
+    weights = nn.Parameter(torch.rand(4_000_000))
+    weights.grad = torch.rand(len(weights))
+    optimizer = torch.optim.Adam([weights])
+    with _one_thread():
+        with torch.inference_mode():
+            products = 32 * a.numel() * b.shape[1] / _seconds(lambda: [a @ b for _ in range(32)], 3)
+        optimizer.step()
+        return Machine(start, products, _seconds(optimizer.step, 3) / len(weights))
+
+
+def measure_speed(model: nn.Module, shape: tuple[int, int, int], anatomy: Anatomy, training: TrainingConfig) -> Speed:
+    """Return the speed of a model with one thread, in batches of the study or of `TRIAL` multiply-adds.
+
+    Args:
+        model: The model; statistics of its batch normalisation are changed.
+        shape: Channels, height and width of its input.
+        anatomy: What it is made of.
+        training: How it is trained.
+    """
+    generator = torch.Generator().manual_seed(0)
+    # batch normalisation has no variance of one image
+    count = max(2, min(training.batch_size, int(TRIAL / (3 * anatomy.products))))
+    images, classes = torch.rand(count, *shape, generator=generator), torch.arange(count) % anatomy.classes
+
+    def passes() -> None:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bfloat16"):
+            scores = logits(model(augment(images, training.augmentation, generator))).to(images.dtype)
+        nn.functional.cross_entropy(scores, classes).backward()  # type: ignore[no-untyped-call]
+
+    with _one_thread(), deterministic(), torch.enable_grad():
+        model.train()
+        first = _seconds(passes, 1)
+        repeats = 3 if first < 1 else 1
+        both = _seconds(passes, repeats) / count
+        model.zero_grad()
+    with _one_thread(), evaluation(model), torch.no_grad():
+        forward = _seconds(lambda: model(images.clone()), repeats) / count
+    return Speed(anatomy.products / forward, 3 * anatomy.products / both)
+
+
+# Rules --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job has to do.
+
+    Attributes:
+        forward: Multiply-adds of forward passes, and of backward passes to the input alone.
+        training: Multiply-adds of training: three times those of the forward passes.
+        products: Multiply-adds of large matrix products.
+        steps: Changes of all parameters by the optimiser.
+        seconds: Processor time of all else.
+        memory: Bytes beyond an interpreter with its modules and the data.
+        disk: Bytes that stay.
+    """
+
+    forward: float = 0
+    training: float = 0
+    products: float = 0
+    steps: float = 0
+    seconds: float = 0
+    memory: float = 0
+    disk: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        """Return the work of both, one after the other in one job."""
+        return Work(
+            self.forward + other.forward,
+            self.training + other.training,
+            self.products + other.products,
+            self.steps + other.steps,
+            self.seconds + other.seconds,
+            max(self.memory, other.memory),
+            self.disk + other.disk,
+        )
+
+    def __mul__(self, times: float) -> Work:
+        """Return the work done several times."""
+        return Work(
+            self.forward * times,
+            self.training * times,
+            self.products * times,
+            self.steps * times,
+            self.seconds * times,
+            self.memory,
+            self.disk * times,
+        )
+
+
+NONE = Work()
+
+
+def prepare_data(n: Network) -> Work:
+    """Decode and resize each image, pack all."""
+    d = n.images
+    decode = DECODE_FILE + DECODE_PIXEL * (PHOTOGRAPH if d.side > 64 else d.pixels) if d.photographs else 5e-5
+    stored = STORED["strokes" if d.drawn else "photographs"] * d.stored
+    return Work(seconds=d.count * decode + WRITE_BYTE * d.stored, disk=stored)
+
+
+def _floats(n: Network, images: float) -> float:
+    """Return the bytes of images as they are fed to a network."""
+    return FLOAT * images * n.images.values
+
+
+def _passed(n: Network, images: int) -> float:
+    """Return the bytes of what a forward pass of a batch holds at a time: two of its larger maps."""
+    largest = max(layer.filters * layer.positions for layer in n.anatomy.layers)
+    return 2 * FLOAT * images * max(largest, n.images.values)
+
+
+def training(n: Network, epochs: int, evaluated: int, kept: int, share: float = 1) -> Work:
+    """Train for some epochs: each image forward and back, the validation split forward; all images per checkpoint.
+
+    Args:
+        n: The network.
+        epochs: Epochs.
+        evaluated: Checkpoints that are evaluated on all splits.
+        kept: Checkpoints that are kept.
+        share: Share of the network that is left.
+    """
+    d, batch = n.images, n.training.batch_size
+    state = FLOAT * n.parameters * (3 + kept)  # parameters, two moments of the optimiser, what is kept
+    return Work(
+        training=3 * share * n.forward * d.train * epochs,
+        forward=share * n.forward * (d.validation * epochs + d.count * evaluated),
+        steps=epochs * math.ceil(d.train / batch),
+        seconds=STATE_BYTE * state * epochs,
+        memory=AUTOGRAD_BYTES
+        + _floats(n, d.count)
+        + max(2 * FLOAT * batch * n.anatomy.outputs, _passed(n, 512))
+        + state,
+        disk=FLOAT * n.parameters * kept * share,
+    )
+
+
+def train_model(n: Network) -> Work:
+    """Train regularly; kept are three thirds and the well-trained checkpoint."""
+    return training(n, n.training.epochs, evaluated=4, kept=4)
+
+
+def overfit_model(n: Network) -> Work:
+    """Train long, with checkpoints on the way."""
+    return training(n, n.training.overfitting_epochs, evaluated=1, kept=1 + n.study.anomaly.history_checkpoints)
+
+
+def adopt_model(n: Network) -> Work:
+    """Evaluate a checkpoint on all images."""
+    d = n.images
+    return Work(forward=n.forward * d.count, memory=_floats(n, d.count) + _passed(n, 512), disk=FLOAT * n.parameters)
+
+
+def average_images(n: Network) -> Work:
+    """Average the images of each class, classify each, and climb the gradient from each average."""
+    d, steps = n.images, n.study.averages.steps
+    return Work(
+        forward=n.forward * (d.train + 2 * steps * d.classes),
+        seconds=AVERAGE_VALUE * d.train * d.values,
+        memory=_floats(n, d.train * (1 + 1 / d.classes)) + _passed(n, 256),
+        disk=_floats(n, 4 * d.classes),
+    )
+
+
+def _sweep_work(n: Network, samples: float) -> Work:
+    """Return the work of sweeping over the live blocks of some samples."""
+    sweep, live = n.anatomy.sweeps, n.images.live_share(n.block)
+    return Work(
+        products=samples * live * sweep.products,
+        forward=4 * samples * n.forward,  # follow the network, and check the sweep against torch's derivative
+        seconds=samples * (live * WINDOW_VALUE * sweep.values + SWEPT_SAMPLE),
+        memory=min(KEEP_BYTES, live * sweep.bytes),
+    )
+
+
+def scan_neurons(n: Network) -> Work:
+    """Sweep over the samples of a shard; the quantities of each neuron and the images of each filter stay."""
+    samples = n.samples / n.shards
+    kept = FLOAT * (len(QUANTITIES) * n.neurons + len(IMAGES) * n.filters * n.blocks)
+    return _sweep_work(n, samples) + Work(
+        memory=2 * kept + min(KEEP_BYTES, n.anatomy.sweeps.bytes), disk=samples * kept
+    )
+
+
+def projection(n: Network) -> Work:
+    """Compute the images of each filter for each sample of the anomaly search, and their principal components.
+
+    Images of feature maps take a forward pass. Learning images take a sweep of single pixels for each group of filters
+    that fits into memory, or for each active filter a backward pass as far as the layer.
+    """
+    count, d = min(n.study.anomaly.samples, n.images.train), n.images
+    maps = n.study.anomaly.source == "feature_maps"
+    work = NONE
+    for layer in n.layers:
+        width = layer.positions if maps else d.pixels
+        group = max(1, FILTER_BYTES // (count * width * FLOAT))
+        groups = math.ceil(layer.filters / group)
+        passes = groups * count * n.forward * (1 if maps else 2) + count * n.forward
+        work += Work(
+            forward=passes,
+            seconds=PROJECTED_VALUE * layer.filters * count * width,
+            memory=count * width * (FLOAT * min(group, layer.filters) + 16),
+            disk=24 * layer.filters * count,  # two coordinates and an activation
+        )
+        if layer.name in n.anatomy.sweeps.channels and not maps:
+            work += Work(products=groups * count * d.live_share(1) * n.anatomy.sweeps.channels[layer.name])
+        elif not maps:
+            work += Work(forward=ACTIVE * layer.filters * count * layer.before)
+    return work + Work(memory=_passed(n, 64) * 2)
+
+
+def clustering(n: Network) -> Work:
+    """Fit mixtures to the samples of each filter."""
+    return Work(seconds=CLUSTERED_SAMPLE * n.filters * min(n.study.anomaly.samples, n.images.train))
+
+
+def project_filters(n: Network) -> Work:
+    """Project the filters of each checkpoint that is searched."""
+    return projection(n) * n.checkpoints
+
+
+def anomaly_filters(n: Network) -> Work:
+    """Cluster the samples of each checkpoint that is searched."""
+    return clustering(n) * n.checkpoints
+
+
+def anomaly_history(n: Network) -> Work:
+    """Project and cluster each checkpoint on the way to the overfitted one; the points are not kept."""
+    work = (projection(n) + clustering(n)) * n.study.anomaly.history_checkpoints
+    return replace(work, disk=0)
+
+
+def _moments(n: Network, layer: Layer) -> float:
+    """Return the bytes of a layer's moments, joined over shards, and of what is computed from them in float64."""
+    return n.samples * layer.filters * layer.positions * (2 * FLOAT + 8) * len(QUANTITIES)
+
+
+def feature_quantity(n: Network) -> Work:
+    """Compute FQ of each neuron and sample; run DBSCAN among each filter's neurons, six times."""
+    largest = max(n.layers, key=lambda layer: layer.filters * layer.positions)
+    coinciding = max(layer.positions for layer in n.layers)  # neurons of a filter that never opens are all neighbours
+    return Work(
+        seconds=MEASURED_NEURON * n.samples * n.neurons + COMPARED_NEURON * n.neurons,
+        memory=max(_moments(n, largest), 8 * coinciding**2),
+        disk=QUANTITY_BYTES * n.neurons,
+    )
+
+
+def neuron_knowledge(n: Network) -> Work:
+    """Read the scan; compare images of filters pair by pair; images of drawn neurons and of all class scores."""
+    k, d = n.study.knowledge, n.images
+    compared, shown = min(k.samples, d.test), min(k.winners, d.test)
+    pairs = 2 * sum(layer.filters**2 for layer in n.layers) * n.blocks
+    drawn = sum(n.forward + k.neurons * layer.before for layer in n.anatomy.layers)
+    largest = max(_moments(n, layer) for layer in n.layers)
+    return Work(
+        forward=compared * drawn + shown * n.forward * (1 + d.classes),
+        products=2 * n.samples * pairs,  # in float64
+        seconds=MEASURED_NEURON / 2 * n.samples * n.neurons
+        + MEASURED_PIXEL * n.samples * n.filters * d.pixels
+        + 2e-9 * compared**2 * k.neurons * len(n.anatomy.layers) * d.values,
+        memory=largest + 8 * max(layer.filters for layer in n.layers) * d.pixels * 3,
+    )
+
+
+def interpretable_properties(n: Network) -> Work:
+    """Compute properties of each filter image on three areas, and the gradient of each weight for each sample."""
+    samples, weights = min(n.study.properties.samples, n.images.test), sum(layer.weights for layer in n.layers)
+    work = Work(
+        forward=4 * samples * n.forward,
+        seconds=MEASURED_PIXEL * n.samples * n.filters * n.blocks + 2e-9 * samples * weights,
+        memory=max(_moments(n, layer) for layer in n.layers) / 2 + 0.3e9,
+    )
+    if n.study.properties.sensitivity == "exact":
+        removed = sum(layer.weights * (n.behind(layer) + layer.positions) for layer in n.layers)
+        work += Work(forward=samples * removed, seconds=MASKED_SAMPLE * samples * weights)
+    return work
+
+
+def similarity(n: Network) -> Work:
+    """Carry each active filter back, for the averages of each class: simple, most and least confident."""
+    carried = sum(ACTIVE * layer.filters * layer.before for layer in n.layers)
+    d = n.images
+    return Work(
+        forward=3 * d.classes * (carried + 3 * n.forward) + d.test * n.forward,
+        seconds=4e-4 * d.classes**2 + 1e-8 * 3 * d.classes * n.filters * d.values,
+        memory=_floats(n, d.test) + 4 * _passed(n, 64),
+    )
+
+
+def localise_objects(n: Network) -> Work:
+    """Compute CAM, Grad-CAM and a sweep for each scanned sample."""
+    if not n.images.masked:
+        return NONE
+    last = n.layers[-1]
+    return _sweep_work(n, n.samples) + Work(forward=6 * n.samples * n.forward, memory=_moments(n, last))
+
+
+def masking(n: Network, layers: Sequence[Layer], images: int, choices: float, share: float) -> Work:
+    """Mask choices of filters of some layers: what is before a layer runs once, what is behind it for each choice.
+
+    Args:
+        n: The network.
+        layers: The layers.
+        images: Images.
+        choices: Choices of filters of each layer.
+        share: Share of the layer's filters in a choice: of the layer that reads them no more is run again.
+    """
+    passes = sum(n.forward + choices * (n.behind(layer) - (1 - share) * n.reader(layer)) for layer in layers)
+    return Work(
+        forward=images * passes,
+        seconds=MASKED_SAMPLE * len(layers) * choices * images,
+        memory=_floats(n, images) + _passed(n, 512),
+    )
+
+
+def mask_diverse_filters(n: Network) -> Work:
+    """Mask the most, least and random diverse filters of each layer; most and least without each of five elements."""
+    e, test = n.study.experiments, n.images.test
+    filters = n.filters / len(n.layers)
+    share = min(e.diversity_filters, filters / 4) / filters
+    elements = 5 if n.images.masked else 3
+    return masking(n, n.layers, test, 2 + e.draws + 2 * elements, share)
+
+
+def mask_by_properties(n: Network) -> Work:
+    """Mask one layer by four rankings and in random orders, step by step."""
+    e = n.study.experiments
+    return masking(n, [n.masked_layer], n.images.test, (4 + e.draws) * (e.steps + 1), 0.5)
+
+
+def filter_types(n: Network) -> Work:
+    """Compute images of one layer's filters after each third of the training; mask six types beside random filters."""
+    if not n.images.masked:
+        return NONE
+    layer, test = n.masked_layer, n.images.test
+    samples = min(n.study.properties.samples, test)
+    images = Work(
+        forward=samples * (2 * n.forward + ACTIVE * layer.filters * layer.before),
+        seconds=MEASURED_PIXEL * samples * layer.filters * n.images.pixels,
+        memory=0.3e9 + _floats(n, test),
+    )
+    return (images + masking(n, [layer], test, 6 * (1 + n.study.experiments.draws), 0.2)) * 3
+
+
+def mask_anomalies(n: Network) -> Work:
+    """Mask anomaly filters together, beside random ones, and alone; compute the gradient of each sample."""
+    d = n.images
+    samples = min(n.study.anomaly.samples, d.train)
+    together = Work(forward=n.forward * d.validation * (2 + n.study.experiments.draws))
+    alone = NONE
+    for layer in n.layers:
+        found = ANOMALIES * layer.filters
+        if found >= 1:
+            alone += masking(n, [layer], d.train + d.validation, found, 1 / layer.filters)
+    chunk = max(1, min(64, 100_000_000 // n.parameters))
+    gradients = Work(forward=4 * samples * n.forward, memory=3 * FLOAT * chunk * n.parameters)
+    read = Work(memory=_floats(n, d.train + d.validation + samples))
+    return (together + alone + gradients) * n.checkpoints + read
+
+
+def prune_neurons(n: Network) -> Work:
+    """Prune the most and the least similar and random neurons of each layer."""
+    e = n.study.experiments
+    return masking(n, n.layers, n.images.test, 2 + e.draws, e.prune_fraction)
+
+
+def remove_layers(n: Network) -> Work:
+    """Train the network cut after a convolution, one later, and whole; the mean over where the cut may be."""
+    whole = CUTTABLE[n.study.model(n.model).source]
+    cuts = [{peak, min(peak + 1, whole), whole} for peak in range(1, whole + 1)]
+    left = [n.anatomy.layers[length - 1].before / n.forward for chosen in cuts for length in chosen]
+    return training(n, n.training.epochs, evaluated=4, kept=4, share=sum(left) / len(left)) * (len(left) / whole)
+
+
+def draw_figures(n: Network) -> Work:
+    """Draw seven figures, from tables of all runs."""
+    return Work(seconds=6 + n.seeds * 3e-7 * n.neurons, memory=n.seeds * 300 * n.neurons)
+
+
+def draw_neurons(n: Network) -> Work:
+    """Draw seven figures; compute images of the most activated neuron of each layer for three samples."""
+    return Work(
+        forward=6 * n.forward * len(n.anatomy.layers),
+        seconds=6 + 3e-8 * n.samples * n.neurons,
+        memory=max(_moments(n, layer) for layer in n.layers) / 2,
+    )
+
+
+def draw_filters(n: Network) -> Work:
+    """Draw two figures; compute images of four filters."""
+    return Work(forward=40 * n.forward, seconds=2)
+
+
+def draw_explanations(n: Network) -> Work:
+    """Draw five figures and a page; compute integrated gradients, sweeps and filters of some samples."""
+    carried = sum(layer.filters * layer.before for layer in n.layers[:2] + n.layers[len(n.layers) // 2 :: 4])
+    last = _moments(n, n.layers[-1])
+    return _sweep_work(n, 4) + Work(forward=4 * 60 * 3 * n.forward + carried, seconds=6, memory=last)
+
+
+def render_tables(n: Network) -> Work:
+    """Read the tables of a run."""
+    return Work(seconds=0.1 + 3e-7 * n.neurons, memory=100 * n.neurons)
+
+
+def write_report(n: Network) -> Work:
+    """Read the provenance of a run, and its share of the figures."""
+    return Work(seconds=0.05)
+
+
+Unit = Literal["data set", "network", "run", "shard", "study"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of the workflow.
+
+    Attributes:
+        job: What one job is for.
+        work: The work of one job; of a rule for the whole study, the share of one run.
+        imports: What it imports, see `START`.
+        reads: Whether it reads all images, as every job does that reads data.h5.
+        gpu: Whether it runs on a GPU where there is one.
+        after: Rules whose results it needs, not counting those that these need.
+        only: Whether there are such jobs for a model.
+    """
+
+    job: Unit
+    work: Callable[[Network], Work]
+    imports: str = "torch"
+    reads: bool = True
+    gpu: bool = False
+    after: tuple[str, ...] = ()
+    only: Callable[[Layout, str], bool] = lambda layout, model: True
+
+
+def _trained(layout: Layout, model: str) -> bool:
+    return model in layout.trained()
+
+
+def _adopted(layout: Layout, model: str) -> bool:
+    return model in layout.adopted()
+
+
+def _overfitted(layout: Layout, model: str) -> bool:
+    return model in layout.overfitted()
+
+
+def _never_overfitted(layout: Layout, model: str) -> bool:
+    return model in layout.never_overfitted()
+
+
+_MODEL = ("train_model", "adopt_model")
+_ANOMALIES = ("anomaly_filters", "anomaly_filters_of_one_checkpoint")
+_METRICS = ("feature_quantity", "neuron_knowledge", "interpretable_properties", "similarity", "localise_objects")
+_EXPERIMENTS = (
+    "mask_diverse_filters", "mask_by_properties", "filter_types", "mask_anomalies", "prune_neurons", "remove_layers",
+)  # fmt: skip
+_FIGURES = ("draw_figures", "draw_neurons", "draw_filters", "draw_explanations")
+
+RULES: Mapping[str, Rule] = {
+    "prepare_data": Rule("data set", prepare_data, "plain", reads=False),
+    "train_model": Rule("run", train_model, gpu=True, after=("prepare_data",), only=_trained),
+    "overfit_model": Rule("run", overfit_model, gpu=True, after=("prepare_data",), only=_overfitted),
+    "adopt_model": Rule("run", adopt_model, after=("prepare_data",), only=_adopted),
+    "average_images": Rule("run", average_images, after=_MODEL),
+    "scan_neurons": Rule("shard", scan_neurons, "derivatives", gpu=True, after=_MODEL),
+    "project_filters": Rule(
+        "run", project_filters, "derivatives", gpu=True, after=("train_model", "overfit_model"), only=_overfitted
+    ),
+    "project_filters_of_one_checkpoint": Rule(
+        "run", project_filters, "derivatives", gpu=True, after=_MODEL, only=_never_overfitted
+    ),
+    "feature_quantity": Rule("run", feature_quantity, "plain", reads=False, after=("scan_neurons",)),
+    "neuron_knowledge": Rule("run", neuron_knowledge, "derivatives", after=("scan_neurons",)),
+    "interpretable_properties": Rule("run", interpretable_properties, "derivatives", after=("scan_neurons",)),
+    "anomaly_filters": Rule("run", anomaly_filters, "plain", reads=False, after=("project_filters",), only=_overfitted),
+    "anomaly_filters_of_one_checkpoint": Rule(
+        "run",
+        anomaly_filters,
+        "plain",
+        reads=False,
+        after=("project_filters_of_one_checkpoint",),
+        only=_never_overfitted,
+    ),
+    "anomaly_history": Rule(
+        "run", anomaly_history, "derivatives", gpu=True, after=("anomaly_filters",), only=_overfitted
+    ),
+    "similarity": Rule("run", similarity, after=("average_images",)),
+    "localise_objects": Rule("run", localise_objects, "derivatives", after=("scan_neurons",)),
+    "mask_diverse_filters": Rule("run", mask_diverse_filters, after=("feature_quantity",)),
+    "mask_by_properties": Rule("run", mask_by_properties, after=("interpretable_properties",)),
+    "filter_types": Rule("run", filter_types, "derivatives", gpu=True, after=("train_model",), only=_trained),
+    "mask_anomalies": Rule("run", mask_anomalies, "derivatives", after=_ANOMALIES),
+    "prune_neurons": Rule("run", prune_neurons, after=("similarity",)),
+    "remove_layers": Rule("run", remove_layers, gpu=True, after=("similarity",), only=Layout.cuttable),
+    "draw_figures": Rule(
+        "network", draw_figures, "drawing", after=("feature_quantity", "similarity", "mask_by_properties", *_ANOMALIES)
+    ),
+    "draw_neurons": Rule("network", draw_neurons, "drawing", after=("feature_quantity", "neuron_knowledge")),
+    "draw_filters": Rule("network", draw_filters, "drawing", after=("interpretable_properties", "anomaly_history")),
+    "draw_explanations": Rule(
+        "network", draw_explanations, "drawing", after=("scan_neurons", "similarity", "remove_layers")
+    ),
+    "render_tables": Rule(
+        "study", render_tables, "plain", reads=False, after=(*_EXPERIMENTS, *_METRICS, "anomaly_history")
+    ),
+    "write_report": Rule("study", write_report, "plain", reads=False, after=(*_FIGURES, "render_tables")),
+}
+"""The rules of the workflow: what there is a job for, what it costs, and what it waits for."""
+
+
+# The estimate -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the jobs of a rule cost for one network, data set, or the whole study.
+
+    Attributes:
+        rule: The rule.
+        dataset: The data set; empty for the whole study.
+        model: The model; empty for a whole data set or study.
+        jobs: Jobs.
+        processor: Seconds of one thread, all jobs, without a GPU.
+        gpu: Seconds for which a GPU is held, all jobs; 0 for rules that have no use for one.
+        memory: Bytes of main memory of one job.
+        disk: Bytes that stay, of all jobs.
+    """
+
+    rule: str
+    dataset: str
+    model: str
+    jobs: int
+    processor: float
+    gpu: float
+    memory: float
+    disk: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a study costs.
+
+    Attributes:
+        study: Name of the study.
+        networks: Its networks.
+        speeds: What this machine does with each of them.
+        machine: What this machine does.
+        gpu_macs: Multiply-adds per second that a GPU is taken to do.
+        cores: Cores for the wall time.
+        parts: Costs by rule and network.
+        chain: Seconds of the longest chain of jobs that wait for each other, without a GPU.
+    """
+
+    study: str
+    networks: tuple[Network, ...]
+    speeds: tuple[Speed, ...]
+    machine: Machine
+    gpu_macs: float
+    cores: int
+    parts: tuple[Part, ...]
+    chain: float
+
+    @property
+    def processor(self) -> float:
+        """Seconds of one thread, without a GPU."""
+        return sum(part.processor for part in self.parts)
+
+    @property
+    def wall(self) -> float:
+        """Seconds on the cores, if no core ever waits and memory suffices for as many jobs."""
+        return max(self.processor / self.cores, self.chain)
+
+
+def estimate(study: Study, cores: int, gpu_macs: float, start: float) -> Estimate:
+    """Return what a study costs.
+
+    Args:
+        study: The study.
+        cores: Cores for the wall time.
+        gpu_macs: Multiply-adds per second of a GPU.
+        start: Seconds in which an interpreter starts here and imports torch and what trains a network.
+
+    Raises:
+        ConfigurationError: Images cannot be counted, or blocks do not divide them.
+        ModelError: A model cannot be built.
+    """
+    layout = Layout(study)
+    counted = {config.name: count_images(config) for config in study.datasets}
+    machine = measure_machine(start)
+    sweeps: dict[str, Sweeps] = {}
+    anatomies: dict[str, Anatomy] = {}
+    measured: dict[str, Speed] = {}
+    networks, speeds = [], []
+    for dataset, name in layout.networks():
+        images, config, training = counted[dataset], study.model(name), study.training_of(name)
+        shape, scan = (images.channels, images.side, images.side), study.scan_of(name)
+        samples = min(study.anomaly.samples, images.train)
+        fitted = {"in_channels": images.channels, "size": images.side, "classes": images.classes}
+        options = {**(fitted if config.source in ZOO else {}), **config.options}
+        # neither sweeps nor speeds depend much on the number of classes
+        body = repr((config.source, {key: options[key] for key in options if key not in CLASS_OPTIONS}, shape))
+        swept = f"{body} {scan} {samples}"
+        trained = f"{body} {training.augmentation} {training.precision} {training.batch_size}"
+        whole = f"{swept} {options}"
+        if whole not in anatomies or trained not in measured:
+            model = build_model(config.source, options)
+            anatomies[whole] = dissect(model, shape, scan, samples, sweeps.get(swept))
+            sweeps[swept] = anatomies[whole].sweeps
+            if trained not in measured:
+                measured[trained] = measure_speed(model, shape, anatomies[whole], training)
+        checkpoints, seeds = len(layout.checkpoints(name)), len(layout.seeds(name))
+        network = Network(study, dataset, name, images, anatomies[whole], checkpoints, len(layout.shards()), seeds)
+        networks.append(network)
+        speeds.append(measured[trained])
+    parts, chain = _count(layout, networks, speeds, machine, gpu_macs)
+    return Estimate(study.study, tuple(networks), tuple(speeds), machine, gpu_macs, cores, tuple(parts), chain)
+
+
+def _count(
+    layout: Layout, networks: Sequence[Network], speeds: Sequence[Speed], machine: Machine, gpu_macs: float
+) -> tuple[list[Part], float]:
+    """Return the costs by rule and network, and the seconds of the longest chain of jobs."""
+    parts: list[Part] = []
+    ends: list[dict[str, float]] = [{} for _ in networks]  # when the first job of a rule can have ended
+    for name, rule in RULES.items():
+        if rule.job == "study":
+            parts.append(_of_study(name, rule, networks, machine))
+            ready = max(ended.get(earlier, 0) for ended in ends for earlier in rule.after)
+            for ended in ends:
+                ended[name] = ready + parts[-1].processor
+            continue
+        prepared: set[str] = set()
+        for n, speed, ended in zip(networks, speeds, ends, strict=True):
+            if not rule.only(layout, n.model):
+                continue
+            job = _job(rule, n, rule.work(n), speed, machine, gpu_macs)
+            ended[name] = job.processor + max((ended.get(earlier, 0) for earlier in rule.after), default=0)
+            if rule.job == "data set":
+                if n.dataset not in prepared:
+                    parts.append(Part(name, n.dataset, "", 1, *job))
+                prepared.add(n.dataset)
+                continue
+            jobs = {"network": 1, "run": n.seeds, "shard": n.seeds * n.shards}[rule.job]
+            all_jobs = job._replace(processor=jobs * job.processor, gpu=jobs * job.gpu, disk=jobs * job.disk)
+            parts.append(Part(name, n.dataset, n.model, jobs, *all_jobs))
+    return parts, max(end for ended in ends for end in ended.values())
+
+
+def _of_study(name: str, rule: Rule, networks: Sequence[Network], machine: Machine) -> Part:
+    """Return what the one job of a rule for the whole study costs; it reads tables only."""
+    shares = [rule.work(n) * n.seeds for n in networks]
+    seconds = machine.start * START[rule.imports] + sum(share.seconds for share in shares)
+    memory = START_BYTES[rule.imports] + sum(n.seeds * share.memory for n, share in zip(networks, shares, strict=True))
+    return Part(name, "", "", 1, seconds, 0, memory, sum(share.disk for share in shares))
+
+
+class _Job(NamedTuple):
+    processor: float
+    gpu: float
+    memory: float
+    disk: float
+
+
+def _job(rule: Rule, n: Network, work: Work, speed: Speed, machine: Machine, gpu_macs: float) -> _Job:
+    """Return what one job costs on one thread of this machine, and on a GPU."""
+    begin = machine.start * START[rule.imports] + rule.reads * READ_BYTE * n.images.stored
+    processor = (
+        begin
+        + work.forward / speed.forward
+        + work.training / speed.training
+        + work.products / machine.products
+        + work.steps * machine.step * n.parameters
+        + work.seconds
+    )
+    products = (work.forward + work.training + work.products) / gpu_macs
+    on_gpu = begin + work.seconds + max(products, work.steps * n.anatomy.modules * GPU_MODULE)
+    # a job that reads the data copies one part of them for its checksum
+    memory = (
+        START_BYTES[rule.imports] + rule.reads * n.images.stored * (1 + n.images.train / n.images.count) + work.memory
+    )
+    return _Job(processor, on_gpu if rule.gpu else 0, memory, work.disk)
+
+
+# Text ---------------------------------------------------------------------------------------------------------------
+
+
+def _number(value: float) -> str:
+    """Return a count: 12, 1,234, 12.3 million."""
+    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{value / size:.3g} {name}"
+    return f"{value:,.0f}"
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _bytes(value: float) -> str:
+    for size, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if value >= size:
+            return f"{value / size:,.1f} {name}"
+    return f"{value / 1e3:,.0f} kB"
+
+
+def _time(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    for size, name in ((2 * 86_400, "days"), (2 * 3_600, "hours")):
+        if seconds >= size:
+            return f"{2 * seconds / size:,.1f} {name}"
+    return f"{seconds / 60:,.1f} minutes"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], named: int) -> list[str]:
+    """Return the lines of a table whose first columns are names, and whose others are numbers."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < named else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def describe(found: Estimate) -> str:
+    """Return an estimate as plain text: by rule, by network, in all."""
+    hours = found.processor >= 3 * 3_600
+    unit, size = ("h", 3_600) if hours else ("min", 60)
+
+    def costs(parts: Sequence[Part]) -> list[str]:
+        gpu = sum(part.gpu for part in parts)
+        return [
+            f"{sum(part.processor for part in parts) / size:,.1f}",
+            f"{gpu / size:,.1f}" if gpu else "-",
+            _bytes(max(part.memory for part in parts)),
+            _bytes(sum(part.disk for part in parts)),
+        ]
+
+    columns = [f"processor {unit}", f"GPU {unit}", "memory of a job", "disk"]
+    by_rule = {rule: [part for part in found.parts if part.rule == rule] for rule in RULES}
+    rules = [[rule, f"{sum(part.jobs for part in parts):,}", *costs(parts)] for rule, parts in by_rule.items() if parts]
+    networks = []
+    for network, speed in zip(found.networks, found.speeds, strict=True):
+        own = [part for part in found.parts if (part.dataset, part.model) == (network.dataset, network.model)]
+        facts = (network.parameters, network.neurons, network.forward, speed.forward)
+        networks.append([network.dataset, network.model, str(network.seeds), *map(_number, facts), *costs(own)])
+    return "\n".join(
+        [
+            f"Study {found.study}: {_some(len(found.networks), 'network')} (data set and model), "
+            f"{_some(sum(network.seeds for network in found.networks), 'run')}, "
+            f"{_some(sum(part.jobs for part in found.parts), 'job')} of one thread each.",
+            f"Measured here with one thread: a job starts in {found.machine.start:.1f} s; "
+            f"{found.machine.products:.1e} multiply-adds per second of large matrix products.",
+            f"Assumed of a GPU: {found.gpu_macs:.1e} multiply-adds per second.",
+            f"processor {unit}: without a GPU; GPU {unit}: of the stages that have a use for one, where there is one.",
+            "",
+            *_table(["rule", "jobs", *columns], rules, 1),
+            "",
+            *_table(
+                ["data set", "model", "runs", "parameters", "neurons", "multiply-adds", "per second", *columns],
+                networks,
+                2,
+            ),
+            "",
+            *_table(["in all", ""], _totals(found), 2),
+        ]
+    )
+
+
+def _totals(found: Estimate) -> list[list[str]]:
+    other = sum(part.processor for part in found.parts if not part.gpu)
+    largest = max(found.parts, key=lambda part: part.memory)
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    beyond = [part for part in found.parts if part.memory > here]
+    rows = [
+        ["processors", f"{_time(found.processor)} without a GPU"],
+        [
+            "GPUs",
+            f"{_time(sum(part.gpu for part in found.parts))}, and {_time(other)} of processors for the other stages",
+        ],
+        [
+            f"wall time on {_some(found.cores, 'core')}",
+            f"{_time(found.wall)} without a GPU; the longest chain of jobs takes {_time(found.chain)}",
+        ],
+        ["disk", _bytes(sum(part.disk for part in found.parts))],
+        [
+            "memory of a job",
+            f"up to {_bytes(largest.memory)} ({largest.rule}, {largest.model or 'all'} on {largest.dataset or 'all'})",
+        ],
+    ]
+    if beyond:
+        datasets = ", ".join(dict.fromkeys(part.dataset or "the whole study" for part in beyond))
+        jobs = _some(sum(part.jobs for part in beyond), "job")
+        rows.append(["", f"more than the {_bytes(here)} of this machine: {jobs} of {datasets}"])
+    return [[f"  {name}", text] for name, text in rows]

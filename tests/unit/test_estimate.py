@@ -1,0 +1,530 @@
+"""Estimates: counts against the pipeline's own data, models and jobs; formulas against counts by hand."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnscan import components
+from nnscan.configuration import DatasetConfig, ScanConfig, Study, TrainingConfig, parse_study, read_study
+from nnscan.data import load_dataset, read_dataset, write_dataset
+from nnscan.errors import ConfigurationError
+from nnscan.estimate import (
+    FILTER_BYTES,
+    GPU_MACS,
+    LIVE,
+    PUBLISHED,
+    RULES,
+    Anatomy,
+    Estimate,
+    Images,
+    Layer,
+    Network,
+    Sweeps,
+    Work,
+    count_images,
+    describe,
+    dissect,
+    estimate,
+    masking,
+    measure_machine,
+    measure_speed,
+)
+from nnscan.layout import Layout
+from nnscan.linearisation import Linearisation
+from nnscan.models import build_model, network_layers, parameter_count, prepare
+from nnscan.scanner import filter_images, scan
+from nnscan.sweeps import WindowSweep
+from nnscan.training import Protocol, train
+
+SMALL = """
+study: small
+datasets:
+  - {name: digits, source: digits, size: 16, train_limit: 300, validation_limit: 100, test_limit: 100,
+     foreground: {kind: threshold}}
+  - {name: plain, source: digits, size: 16}
+  - {name: unused, source: cifar10}
+models:
+  - {name: simple_cnn, source: simple_cnn, datasets: [digits, plain]}
+  - {name: short, source: lenet5, options: {size: 32}, training: {overfitting_epochs: 0}, datasets: [plain], seeds: [0]}
+  - {name: mine, source: "model.py:make", weights: mine.pt, datasets: [digits]}
+seeds: [0, 1]
+training: {epochs: 3, overfitting_epochs: 4}
+averages: {steps: 5}
+scan: {samples: 4, shards: 2}
+properties: {samples: 10}
+anomaly: {samples: 60, history_checkpoints: 2}
+experiments: {draws: 2, steps: 3}
+"""
+MODEL = """
+from torch import nn
+
+
+def make():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 10))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a small study of every kind of run."""
+    path = tmp_path_factory.mktemp("small")
+    (path / "study.yaml").write_text(SMALL)
+    (path / "model.py").write_text(MODEL)
+    (path / "mine.pt").write_bytes(b"")
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(folder) -> Study:
+    values = yaml.safe_load(SMALL)
+    values["datasets"].pop()  # no rule would touch it, and what is not used need not be known
+    values["models"][1]["options"] = {}
+    values["datasets"][1]["size"] = 32
+    values["models"][2]["source"] = f"{folder}/model.py:make"
+    return parse_study(values)
+
+
+@pytest.fixture(scope="module")
+def found(small) -> Estimate:
+    return estimate(small, 2, GPU_MACS, 2.0)
+
+
+# Images -------------------------------------------------------------------------------------------------------------
+
+
+def config(**values) -> DatasetConfig:
+    return DatasetConfig(**{"name": "data", **values})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"source": "digits"},
+        {"source": "digits", "test_fraction": 0.5, "validation_fraction": 0.1, "train_limit": 50, "test_limit": 20},
+        {"source": "digits", "size": 8, "channels": 3, "foreground": {"kind": "threshold"}},
+    ],
+)
+def test_images_are_those_of_the_data_set(values):
+    settings = config(**values)
+    counted = count_images(settings)
+    options = settings.model_dump(exclude={"name", "source", "foreground"})
+    dataset = load_dataset(settings.source, **options)
+    for split in ("train", "validation", "test"):
+        images = dataset.splits[split].images
+        assert abs(getattr(counted, split) - len(images)) <= 10  # rounded within each class
+        assert images.shape[1:] == (counted.channels, counted.side, counted.side)
+    assert counted.classes == len(dataset.classes)
+    assert counted.masked == (settings.foreground.kind != "none")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"source": "mnist"}, (48_000, 12_000, 10_000, 10, 1)),
+        ({"source": "mnist", "channels": 3, "train_limit": 99}, (99, 12_000, 10_000, 10, 3)),
+        ({"source": "cifar100", "validation_fraction": 0.1}, (45_000, 5_000, 10_000, 100, 3)),
+        ({"source": "cub"}, (4_795, 1_199, 5_794, 200, 3)),
+        ({"source": "voc", "size": 224}, (1_171, 293, 1_449, 20, 3)),
+        ({"source": "det", "classes": ["dog", "cat"]}, (3_167, 792, 201, 2, 3)),
+    ],
+)
+def test_published_sizes_need_no_data(values, expected):
+    found = count_images(config(**values))
+    assert (found.train, found.validation, found.test, found.classes, found.channels) == expected
+
+
+def _jpeg() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_image_folder_is_counted_where_it_is_there(tmp_path, packed):
+    for part, count in (("train", 10), ("test", 3)):
+        for label in ("a", "b", "c"):
+            folder = tmp_path / "data" / part / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{number}.jpg").write_bytes(_jpeg())
+            (folder / ".hidden").touch()
+    root = tmp_path / "data"
+    if packed:
+        root = tmp_path / "data.tar.gz"
+        with tarfile.open(root, "w:gz") as archive:
+            archive.add(tmp_path / "data", arcname=".")
+    settings = config(source="image_folder", root=str(root), size=4)
+    counted = count_images(settings)
+    dataset = load_dataset("image_folder", root=root, size=4, validation_fraction=0.2)
+    assert {split: len(part.labels) for split, part in dataset.splits.items()} == {
+        "train": counted.train, "validation": counted.validation, "test": counted.test,
+    }  # fmt: skip
+    assert counted.classes == 3
+
+
+def test_an_image_folder_that_is_not_there_has_its_limits_or_an_error(tmp_path):
+    limited = config(source="image_folder", root=str(tmp_path / "no"), train_limit=80, test_limit=10)
+    found = count_images(limited)
+    assert (found.train, found.validation, found.test) == (80, 20, 10)
+    with pytest.raises(ConfigurationError, match=r"datasets \(data\).train_limit and test_limit"):
+        count_images(config(source="image_folder", root=str(tmp_path / "no"), train_limit=80))
+    with pytest.raises(ConfigurationError, match="size is null"):
+        count_images(config(source="cub", size=None))
+    with pytest.raises(ConfigurationError, match="no images in train/<class>/"):
+        count_images(config(source="image_folder", root=str(tmp_path)))
+    with pytest.raises(ConfigurationError, match="cannot be counted"):
+        count_images(config(source="camvid", root=str(tmp_path)))
+
+
+def test_camvid_s_crops_are_counted(shared_data):
+    settings = config(source="camvid", root=str(shared_data / "camvid"), classes=["car", "pedestrian"])
+    found = count_images(settings)
+    dataset = load_dataset("camvid", root=shared_data / "camvid", size=2, classes=["car", "pedestrian"],
+                           validation_fraction=settings.validation_fraction)  # fmt: skip
+    assert (found.train, found.validation, found.test) == tuple(
+        len(dataset.splits[split].labels) for split in ("train", "validation", "test")
+    )
+
+
+def test_the_live_share_of_digits_is_measured():
+    images = load_dataset("digits", size=32).splits["test"].images[:, 0] > 0
+    for side, share in LIVE["digits"].items():
+        blocks = images.reshape(len(images), 32 // side, side, 32 // side, side).any((2, 4))
+        assert blocks.mean() == pytest.approx(share, abs=0.02)
+    assert count_images(config(source="digits")).live_share(2) == LIVE["digits"][1]
+    assert count_images(config(source="digits", normalization="standard")).live_share(1) == 1
+
+
+def test_data_takes_the_bytes_it_has_in_memory(tmp_path):
+    counted = count_images(config(source="digits", foreground={"kind": "threshold"}))
+    dataset = load_dataset("digits", foreground=None)
+    sizes = sum(part.images.nbytes for part in dataset.splits.values())
+    assert counted.stored == pytest.approx(2 * sizes, rel=0.01)  # a byte for each value and for each pixel's mask
+    write_dataset(tmp_path / "data.h5", dataset, {})
+    assert read_dataset(tmp_path / "data.h5").digest == dataset.digest
+
+
+# Networks -----------------------------------------------------------------------------------------------------------
+
+
+def anatomy(source: str, channels: int = 3, side: int = 32, samples: int = 100, **scanned) -> tuple[nn.Module, Anatomy]:
+    model = build_model(source, {"in_channels": channels, "size": side, "classes": 10})
+    return model, dissect(model, (channels, side, side), ScanConfig(**scanned), samples)
+
+
+@pytest.mark.parametrize("source", ["fcn", "lenet5", "alexnet", "resnet18"])
+def test_multiply_adds_are_those_that_torch_counts(source):
+    model, found = anatomy(source)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.rand(1, 3, 32, 32))
+    assert found.products == counter.get_total_flops() / 2
+    assert found.parameters == parameter_count(model)
+    assert found.classes == 10
+    assert sum(layer.products for layer in found.layers) == found.products
+
+
+def test_layers_of_lenet5_by_hand():
+    _, found = anatomy("lenet5", channels=1)
+    convolutions = [layer for layer in found.layers if layer.scanned]
+    assert [(layer.filters, layer.positions, layer.products) for layer in convolutions] == [
+        (6, 28 * 28, 6 * 28 * 28 * 25),
+        (16, 10 * 10, 16 * 10 * 10 * 6 * 25),
+    ]
+    assert [layer.before for layer in found.layers][-1] == 416_520
+
+
+def test_the_scan_s_sweep_is_the_scanner_s_own():
+    model, found = anatomy("simple_cnn", block=2)
+    probe, x = prepare(model), torch.rand(1, 3, 32, 32)
+    names = [layer.name for layer in network_layers(probe, x) if layer.convolutional]
+    assert found.sweeps.products == WindowSweep(Linearisation(probe, x, names), x, 2).products
+
+
+def test_a_sweep_holds_the_windows_that_a_pixel_reaches():
+    """Of one 3 x 3 convolution a pixel reaches nine places, each of which the whole kernel is applied to."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 10))
+    found = dissect(model, (1, 8, 8), ScanConfig(), 100)
+    assert found.sweeps.values == 64 * 9 * 4
+    assert found.sweeps.products == 64 * 9 * 4 * 9
+
+
+def test_channel_sweeps_are_taken_where_filter_images_take_them(monkeypatch):
+    model, found = anatomy("simple_cnn", side=16)
+    taken = []
+    monkeypatch.setattr("nnscan.scanner._contract", lambda sweeps, x, layer, *rest: taken.append(layer))
+    monkeypatch.setattr("nnscan.scanner._sum_agrees", lambda *_: True)
+    for layer in found.layers:
+        if layer.scanned:
+            filter_images(model.eval(), torch.rand(1, 3, 16, 16), layer.name)
+    assert list(found.sweeps.channels) == [layer for layer in taken if layer in found.sweeps.channels]
+    assert FILTER_BYTES == components._BUFFER_BYTES
+
+
+def test_a_network_that_cannot_be_followed_is_swept_whole():
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 2, 1)
+            self.head = nn.Linear(2 * 16, 3)
+
+        def forward(self, x):
+            return self.head(self.layer(x.flip(0)).flatten(1))
+
+    found = dissect(Mixing(), (1, 4, 4), ScanConfig(block=2), 100)
+    assert found.sweeps.products == 4 * 2 * 16
+    assert found.sweeps.channels == {}
+
+
+def test_layers_are_scanned_by_kind_or_name():
+    assert [layer.name for layer in anatomy("lenet5", layers="all")[1].layers if layer.scanned] == [
+        "features.0", "features.3", "head.1", "head.3", "head.5",
+    ]  # fmt: skip
+    assert [layer.name for layer in anatomy("lenet5", layers=["features.3"])[1].layers if layer.scanned] == [
+        "features.3"
+    ]
+    with pytest.raises(ConfigurationError, match=r"none of features.1 is a convolution"):
+        anatomy("lenet5", layers=["features.1"])
+    with pytest.raises(ConfigurationError, match="block 5 does not divide"):
+        anatomy("lenet5", block=5)
+
+
+# Speeds -------------------------------------------------------------------------------------------------------------
+
+
+def test_speeds_leave_the_threads_and_the_model_s_weights_alone():
+    model, found = anatomy("simple_cnn")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        speed = measure_speed(
+            model, (3, 32, 32), found, TrainingConfig(augmentation="shift_flip", precision="bfloat16")
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert min(speed.forward, speed.training) > 1e6
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    machine = measure_machine(2.0)
+    assert machine.start == 2.0
+    assert machine.products > speed.forward  # nothing is faster than a large matrix product
+    assert 0 < machine.step < 1e-6
+
+
+# Formulas -----------------------------------------------------------------------------------------------------------
+
+
+def network(model: str = "simple_cnn", **values) -> Network:
+    """A network of three layers whose work can be counted by hand: 100, 200 and 50 multiply-adds."""
+    layers = (
+        Layer("a", 4, 25, 4, 100, 100, True),
+        Layer("b", 5, 4, 50, 200, 300, True),
+        Layer("c", 10, 1, 50, 50, 350, False),
+    )
+    made = Anatomy(layers, 104, 10, 3, 130, Sweeps({"a": 700.0}, 1000.0, 400, 1600))
+    images = Images(50, 20, 30, 10, 1, 8, True, False, False)
+    study = Study(**{"models": [{"name": model, "source": model}], **values})
+    return Network(study, "digits", model, images, made, 2, 1, 3)
+
+
+def test_training_passes_each_image_each_epoch():
+    n = network(training={"epochs": 6, "overfitting_epochs": 10, "batch_size": 20})
+    work = RULES["train_model"].work(n)
+    assert work.training == 6 * 50 * 3 * 350
+    assert work.forward == (6 * 20 + 4 * 100) * 350  # the validation split each epoch, all splits for each checkpoint
+    assert work.steps == 6 * 3
+    assert work.disk == 4 * 4 * 104
+    assert RULES["overfit_model"].work(n).training == 10 * 50 * 3 * 350
+
+
+def test_masking_runs_what_is_behind_a_layer_for_each_choice():
+    n = network()
+    work = masking(n, n.layers, 30, choices=7, share=0.5)
+    first = 350 + 7 * (250 - 100)  # of the layer that reads the maps, half
+    second = 350 + 7 * (50 - 25)
+    assert work.forward == 30 * (first + second)
+
+
+def test_filters_are_swept_or_carried_back_for_each_sample():
+    n = network(anomaly={"samples": 50})
+    work = RULES["project_filters"].work(n)
+    assert work.products == 2 * 50 * 700  # of two checkpoints the first layer
+    assert work.forward == pytest.approx(2 * 50 * (2 * 3 * 350 + 0.8 * 5 * 300))  # the second one's active filters
+    assert work.disk == 2 * 50 * 9 * 24
+
+
+def test_layer_removal_trains_the_cut_networks():
+    _, found = anatomy("simple_cnn")
+    n = replace(network(training={"epochs": 3}), anatomy=found)
+    cut, half, whole = (layer.before for layer in found.layers[:3])
+    mean = (cut + half + whole + half + whole + whole) / 3  # the curve may peak at each of three convolutions
+    assert RULES["remove_layers"].work(n).training == pytest.approx(3 * 50 * 3 * mean)
+
+
+def test_a_scan_keeps_sixteen_quantities_and_two_images():
+    n = network(scan={"samples": 6, "block": 2})
+    work = RULES["scan_neurons"].work(n)
+    assert work.products == 6 * 1000
+    assert work.disk == 6 * 4 * (16 * (4 * 25 + 5 * 4) + 2 * 9 * 16)
+
+
+def test_work_adds_up():
+    one = Work(forward=1, training=2, products=3, steps=4, seconds=5, memory=6, disk=7)
+    assert one + one == Work(2, 4, 6, 8, 10, 6, 14)  # one after the other in the same memory
+    assert one * 3 == Work(3, 6, 9, 12, 15, 6, 21)
+
+
+# Rules against the workflow -----------------------------------------------------------------------------------------
+
+
+def snakemake(repository: Path, folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", repository / "Snakefile", "--directory", folder]
+    command += ["--configfile", folder / "study.yaml", "--cores", "1", *arguments]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def test_every_rule_has_an_estimate_and_as_many_jobs(repository, folder, found):
+    output = snakemake(repository, folder, "--dry-run", "--quiet", "host", "reason")
+    rows = re.findall(r"^(\w+) +(\d+)$", output.split("Job stats:")[1].split("\n\n")[0], re.M)
+    planned = {name: int(count) for name, count in rows if name not in ("all", "total")}
+    counted: Counter[str] = Counter()
+    for part in found.parts:
+        counted[part.rule] += part.jobs
+    assert dict(counted) == planned
+    assert set(RULES) == set(planned)  # this study has jobs of every rule
+
+
+def _reached(after: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Return all rules that a rule waits for, directly or not."""
+    found: dict[str, set[str]] = defaultdict(set)
+
+    def visit(name: str) -> set[str]:
+        if name not in found:
+            found[name] = set()
+            for earlier in after.get(name, ()):
+                found[name] |= {earlier} | visit(earlier)
+        return found[name]
+
+    return {name: visit(name) for name in after}
+
+
+def test_rules_wait_for_what_the_workflow_waits_for(repository, folder):
+    graph = snakemake(repository, folder, "--rulegraph")
+    names = dict(re.findall(r'(\d+)\[label = "(\w+)"', graph))
+    planned: dict[str, set[str]] = {name: set() for name in names.values()}
+    for earlier, later in re.findall(r"(\d+) -> (\d+)", graph):
+        planned[names[later]].add(names[earlier])
+    del planned["all"]
+    assert _reached({name: set(rule.after) for name, rule in RULES.items()}) == _reached(planned)
+
+
+def test_rules_use_a_gpu_where_their_environment_has_one(repository):
+    environments: dict[str, str] = {}
+    for path in sorted((repository / "workflow" / "rules").glob("*.smk")):
+        for block in re.split(r"^(?=(?:use )?rule )", path.read_text(), flags=re.M)[1:]:
+            own = re.search(r"envs/(\w+)\.yaml", block)
+            base = re.match(r"use rule (\w+) as (\w+) with", block)
+            name = base[2] if base else re.match(r"rule (\w+):", block)[1]
+            environments[name] = own[1] if own else environments[base[1]]
+    assert {name: "cuda" if rule.gpu else "cpu" for name, rule in RULES.items()} == environments
+
+
+# The whole ----------------------------------------------------------------------------------------------------------
+
+
+def test_costs_add_up_over_networks(found):
+    assert found.processor == pytest.approx(sum(part.processor for part in found.parts))
+    assert found.wall >= max(found.processor / 2, found.chain)
+    assert max(part.processor / part.jobs for part in found.parts) < found.chain < found.processor
+    assert all((part.gpu > 0) == RULES[part.rule].gpu for part in found.parts)
+    assert replace(found, cores=10_000).wall == found.chain
+    assert replace(found, cores=1).wall == found.processor
+
+
+def test_a_faster_gpu_takes_less_and_more_samples_more(small, found):
+    def gpu(of: Estimate) -> float:
+        return sum(part.gpu for part in of.parts)
+
+    assert gpu(estimate(small, 2, 1e7, 2.0)) > 2 * gpu(found)
+    more = parse_study({**small.model_dump(exclude_unset=True), "scan": {"samples": 100}})
+    scans = [
+        sum(part.disk for part in of.parts if part.rule == "scan_neurons") for of in (found, estimate(more, 2, 1e12, 2))
+    ]
+    assert scans[1] == pytest.approx(25 * scans[0])
+
+
+def test_the_published_matrix_needs_no_data(repository, tmp_path, monkeypatch):
+    """Every data set of the study for a cluster can be counted where none of them is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NNSCAN_DATA", raising=False)
+    study = read_study(repository / "config/studies/theses-full.yaml")
+    images = {settings.name: count_images(settings) for settings in study.datasets}
+    assert images["imagenet10"].test == 500
+    assert {settings.source for settings in study.datasets} <= {*PUBLISHED, "image_folder"}
+    assert len(Layout(study).networks()) == 31
+
+
+def test_the_text_says_all_in_plain_words(found):
+    text = describe(found)
+    for rule in RULES:
+        assert re.search(rf"^{rule} +\d", text, re.M)
+    assert "Study small: 4 networks (data set and model), 7 runs" in text
+    assert re.search(r"wall time on 2 cores +[\d.]+ minutes without a GPU", text)
+    assert "Assumed of a GPU: 2.0e+12 multiply-adds per second" in text
+    tables = [block.splitlines() for block in text.split("\n\n")[1:3]]
+    for lines in tables:
+        assert len({len(line) for line in lines}) == 1  # the last column is aligned at the right
+    huge = replace(found, parts=tuple(replace(part, memory=1e15, processor=1e7) for part in found.parts))
+    assert "more than the" in describe(huge)
+    assert "processor h" in describe(huge)
+
+
+# Against what is measured -------------------------------------------------------------------------------------------
+
+
+def test_a_training_and_a_scan_take_about_as_long_as_predicted(tmp_path):
+    dataset = load_dataset("digits", size=32, validation_fraction=0.2, train_limit=500)
+    study = Study(
+        datasets=[{"name": "digits", "source": "digits", "train_limit": 500}],
+        models=[{"name": "simple_cnn", "source": "simple_cnn"}],
+        training={"epochs": 3},
+        scan={"samples": 10},
+    )
+    found = estimate(study, 1, GPU_MACS, 0.0)
+    parts = {part.rule: part.processor / part.jobs for part in found.parts}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        start = time.process_time()
+        train(lambda: build_model("simple_cnn", {"in_channels": 1}), dataset, Protocol(epochs=3), tmp_path, 0, {},
+              progress=False)  # fmt: skip
+        trained = time.process_time() - start
+        x = torch.from_numpy(dataset.inputs("test", np.arange(10)))
+        model = build_model("simple_cnn", {"in_channels": 1}).eval()
+        scan(model, x[:1])  # loads what the estimate counts as the start of the job
+        start = time.process_time()
+        scan(model, x)
+        scanned = time.process_time() - start
+    finally:
+        torch.set_num_threads(threads)
+    assert 1 / 3 < parts["train_model"] / trained < 3
+    assert 1 / 3 < parts["scan_neurons"] / scanned < 3
