@@ -66,11 +66,11 @@ FILTER_BYTES = 256 * 2**20
 # Fits ---------------------------------------------------------------------------------------------------------------
 # Seconds of one thread on the machine of docs/performance.md, from the benchmarks of studies; bytes likewise.
 
-START = {"plain": 0.35, "torch": 1.0, "derivatives": 1.95, "drawing": 1.5}
-"""Interpreter and imports, as a multiple of importing torch and what trains a network: without torch; with it; with
-torch's function transforms, which load its compiler; with the libraries that draw."""
+START = {"plain": 0.35, "statistics": 0.65, "torch": 1.0, "derivatives": 1.95, "drawing": 1.5}
+"""Interpreter and imports, as a multiple of importing torch and what trains a network: without torch, also with
+scikit-learn; with torch; with its function transforms, which load its compiler; with the libraries that draw."""
 
-START_BYTES = {"plain": 0.2e9, "torch": 0.65e9, "derivatives": 0.85e9, "drawing": 0.85e9}
+START_BYTES = {"plain": 0.2e9, "statistics": 0.25e9, "torch": 0.65e9, "derivatives": 0.85e9, "drawing": 0.85e9}
 """Memory of a job that has imported its modules."""
 
 AUTOGRAD_BYTES = 0.13e9  # what the first training step loads
@@ -84,9 +84,15 @@ WINDOW_VALUE = 1.2e-8  # a value in the windows of a sweep, through all that is 
 SWEPT_SAMPLE = 0.01  # follow the network for a sample, and put its sums together
 PROJECTED_VALUE = 1e-8  # a value of a filter's images in their principal components
 CLUSTERED_SAMPLE = 8e-6  # a sample of a filter in the mixtures with 1 to 5 components
-MEASURED_NEURON = 2e-6  # a neuron and sample in FQ
-COMPARED_NEURON = 6e-5  # a neuron in DBSCAN, for FQ's elements together and without each
-MEASURED_PIXEL = 3e-8  # a pixel of a filter image in TIP, on three areas
+READ_NEURON = 1e-7  # a neuron and sample of a scan
+MEASURED_NEURON = 5e-7  # a neuron and sample in FQ
+COMPARED_NEURON = 2e-5  # a neuron in DBSCAN
+COMPARED_PAIR, PAIR_BYTES = 2e-8, 15  # two coinciding neurons in DBSCAN
+MEASURED_PIXEL = 5e-8  # a pixel of a filter image in TIP, on three areas
+CARRIED = 1.3  # carry several filters back at a time, in multiply-adds, as a multiple of their passes
+PROBED = 40  # forward passes that show what is behind a layer
+PER_SAMPLE = 15  # forward passes that take as long as the size of each weight's gradient for a sample
+GRADIENT = 50  # multiply-adds for the norm of a sample's gradient, as a multiple of a forward pass's
 MASKED_SAMPLE = 8e-6  # a sample on which a choice of filters is masked, besides its multiply-adds
 QUANTITY_BYTES = 60  # a neuron's row of quantity.parquet
 ACTIVE = 0.8  # share of the filters that respond to a sample
@@ -806,7 +812,7 @@ def projection(n: Network) -> Work:
         if layer.name in n.anatomy.sweeps.channels and not maps:
             work += Work(products=groups * count * d.live_share(1) * n.anatomy.sweeps.channels[layer.name])
         elif not maps:
-            work += Work(forward=ACTIVE * layer.filters * count * layer.before)
+            work += Work(forward=CARRIED * ACTIVE * layer.filters * count * layer.before)
     return work + Work(memory=_passed(n, 64) * 2)
 
 
@@ -837,12 +843,15 @@ def _moments(n: Network, layer: Layer) -> float:
 
 
 def feature_quantity(n: Network) -> Work:
-    """Compute FQ of each neuron and sample; run DBSCAN among each filter's neurons, six times."""
-    largest = max(n.layers, key=lambda layer: layer.filters * layer.positions)
-    coinciding = max(layer.positions for layer in n.layers)  # neurons of a filter that never opens are all neighbours
+    """Compute FQ of each neuron and sample; run DBSCAN among each filter's neurons, without each element of FQ too."""
+    runs = 6 if n.images.masked else 4
+    # the neurons of a filter that does not respond are all neighbours of each other
+    pairs = [layer.positions**2 for layer in n.layers]
+    coinciding = (1 - ACTIVE) * sum(layer.filters * size for layer, size in zip(n.layers, pairs, strict=True))
     return Work(
-        seconds=MEASURED_NEURON * n.samples * n.neurons + COMPARED_NEURON * n.neurons,
-        memory=max(_moments(n, largest), 8 * coinciding**2),
+        seconds=MEASURED_NEURON * n.samples * n.neurons
+        + runs * (COMPARED_NEURON * n.neurons + COMPARED_PAIR * coinciding),
+        memory=max(*(_moments(n, layer) for layer in n.layers), PAIR_BYTES * max(pairs)),
         disk=QUANTITY_BYTES * n.neurons,
     )
 
@@ -855,10 +864,10 @@ def neuron_knowledge(n: Network) -> Work:
     drawn = sum(n.forward + k.neurons * layer.before for layer in n.anatomy.layers)
     largest = max(_moments(n, layer) for layer in n.layers)
     return Work(
-        forward=compared * drawn + shown * n.forward * (1 + d.classes),
+        forward=1.5 * (compared * drawn + shown * n.forward * (1 + d.classes)),
         products=2 * n.samples * pairs,  # in float64
-        seconds=MEASURED_NEURON / 2 * n.samples * n.neurons
-        + MEASURED_PIXEL * n.samples * n.filters * d.pixels
+        seconds=READ_NEURON * n.samples * n.neurons
+        + MEASURED_PIXEL / 2 * n.samples * n.filters * d.pixels
         + 2e-9 * compared**2 * k.neurons * len(n.anatomy.layers) * d.values,
         memory=largest + 8 * max(layer.filters for layer in n.layers) * d.pixels * 3,
     )
@@ -868,8 +877,8 @@ def interpretable_properties(n: Network) -> Work:
     """Compute properties of each filter image on three areas, and the gradient of each weight for each sample."""
     samples, weights = min(n.study.properties.samples, n.images.test), sum(layer.weights for layer in n.layers)
     work = Work(
-        forward=4 * samples * n.forward,
-        seconds=MEASURED_PIXEL * n.samples * n.filters * n.blocks + 2e-9 * samples * weights,
+        forward=PER_SAMPLE * samples * n.forward,
+        seconds=MEASURED_PIXEL * n.samples * n.filters * n.blocks + READ_NEURON * n.samples * n.neurons,
         memory=max(_moments(n, layer) for layer in n.layers) / 2 + 0.3e9,
     )
     if n.study.properties.sensitivity == "exact":
@@ -907,9 +916,9 @@ def masking(n: Network, layers: Sequence[Layer], images: int, choices: float, sh
         choices: Choices of filters of each layer.
         share: Share of the layer's filters in a choice: of the layer that reads them no more is run again.
     """
-    passes = sum(n.forward + choices * (n.behind(layer) - (1 - share) * n.reader(layer)) for layer in layers)
+    choice = sum(n.behind(layer) - (1 - share) * n.reader(layer) for layer in layers)
     return Work(
-        forward=images * passes,
+        forward=len(layers) * (images + PROBED) * n.forward + images * choices * choice,
         seconds=MASKED_SAMPLE * len(layers) * choices * images,
         memory=_floats(n, images) + _passed(n, 512),
     )
@@ -937,7 +946,7 @@ def filter_types(n: Network) -> Work:
     layer, test = n.masked_layer, n.images.test
     samples = min(n.study.properties.samples, test)
     images = Work(
-        forward=samples * (2 * n.forward + ACTIVE * layer.filters * layer.before),
+        forward=samples * (2 * n.forward + CARRIED * ACTIVE * layer.filters * layer.before),
         seconds=MEASURED_PIXEL * samples * layer.filters * n.images.pixels,
         memory=0.3e9 + _floats(n, test),
     )
@@ -955,7 +964,7 @@ def mask_anomalies(n: Network) -> Work:
         if found >= 1:
             alone += masking(n, [layer], d.train + d.validation, found, 1 / layer.filters)
     chunk = max(1, min(64, 100_000_000 // n.parameters))
-    gradients = Work(forward=4 * samples * n.forward, memory=3 * FLOAT * chunk * n.parameters)
+    gradients = Work(products=GRADIENT * samples * n.forward, memory=3 * FLOAT * chunk * n.parameters)
     read = Work(memory=_floats(n, d.train + d.validation + samples))
     return (together + alone + gradients) * n.checkpoints + read
 
@@ -983,21 +992,21 @@ def draw_neurons(n: Network) -> Work:
     """Draw seven figures; compute images of the most activated neuron of each layer for three samples."""
     return Work(
         forward=6 * n.forward * len(n.anatomy.layers),
-        seconds=6 + 3e-8 * n.samples * n.neurons,
+        seconds=6 + READ_NEURON * n.samples * n.neurons,
         memory=max(_moments(n, layer) for layer in n.layers) / 2,
     )
 
 
 def draw_filters(n: Network) -> Work:
     """Draw two figures; compute images of four filters."""
-    return Work(forward=40 * n.forward, seconds=2)
+    return Work(forward=40 * n.forward, seconds=3)
 
 
 def draw_explanations(n: Network) -> Work:
     """Draw five figures and a page; compute integrated gradients, sweeps and filters of some samples."""
     carried = sum(layer.filters * layer.before for layer in n.layers[:2] + n.layers[len(n.layers) // 2 :: 4])
     last = _moments(n, n.layers[-1])
-    return _sweep_work(n, 4) + Work(forward=4 * 60 * 3 * n.forward + carried, seconds=6, memory=last)
+    return _sweep_work(n, 4) + Work(forward=4 * 60 * 3 * n.forward + carried, seconds=7, memory=last)
 
 
 def render_tables(n: Network) -> Work:
@@ -1073,7 +1082,7 @@ RULES: Mapping[str, Rule] = {
     "project_filters_of_one_checkpoint": Rule(
         "run", project_filters, "derivatives", gpu=True, after=_MODEL, only=_never_overfitted
     ),
-    "feature_quantity": Rule("run", feature_quantity, "plain", reads=False, after=("scan_neurons",)),
+    "feature_quantity": Rule("run", feature_quantity, "statistics", reads=False, after=("scan_neurons",)),
     "neuron_knowledge": Rule("run", neuron_knowledge, "derivatives", after=("scan_neurons",)),
     "interpretable_properties": Rule("run", interpretable_properties, "derivatives", after=("scan_neurons",)),
     "anomaly_filters": Rule("run", anomaly_filters, "plain", reads=False, after=("project_filters",), only=_overfitted),

@@ -145,7 +145,8 @@ FIGURES = {
         "The filter that ranks first by each property",
         "Of the layer whose filters are masked: the filter of the highest mean, variance, covariance with the input "
         "and correlation with the input, with its image for some test images. Red raises the filter's values, blue "
-        "lowers them, each picture on its own scale. One filter may lead several rankings. First seed.",
+        "lowers them, each picture on its own scale; a picture is empty where the filter is not active. One filter may "
+        "lead several rankings. First seed.",
     ),
     "aipc": Figure(
         "draw_figures",

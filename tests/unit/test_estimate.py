@@ -25,9 +25,12 @@ from nnscan.configuration import DatasetConfig, ScanConfig, Study, TrainingConfi
 from nnscan.data import load_dataset, read_dataset, write_dataset
 from nnscan.errors import ConfigurationError
 from nnscan.estimate import (
+    ACTIVE,
+    CARRIED,
     FILTER_BYTES,
     GPU_MACS,
     LIVE,
+    PROBED,
     PUBLISHED,
     RULES,
     Anatomy,
@@ -357,16 +360,16 @@ def test_training_passes_each_image_each_epoch():
 def test_masking_runs_what_is_behind_a_layer_for_each_choice():
     n = network()
     work = masking(n, n.layers, 30, choices=7, share=0.5)
-    first = 350 + 7 * (250 - 100)  # of the layer that reads the maps, half
-    second = 350 + 7 * (50 - 25)
-    assert work.forward == 30 * (first + second)
+    first, second = 250 - 100, 50 - 25  # of the layer that reads the maps, half
+    assert work.forward == 30 * 7 * (first + second) + 2 * 350 * (30 + PROBED)
 
 
 def test_filters_are_swept_or_carried_back_for_each_sample():
     n = network(anomaly={"samples": 50})
     work = RULES["project_filters"].work(n)
     assert work.products == 2 * 50 * 700  # of two checkpoints the first layer
-    assert work.forward == pytest.approx(2 * 50 * (2 * 3 * 350 + 0.8 * 5 * 300))  # the second one's active filters
+    carried = CARRIED * ACTIVE * 5 * 300  # the second one's filters
+    assert work.forward == pytest.approx(2 * 50 * (2 * 3 * 350 + carried))
     assert work.disk == 2 * 50 * 9 * 24
 
 

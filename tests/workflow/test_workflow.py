@@ -132,7 +132,14 @@ def planned(repository: Path, folder: Path, package: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "edit", "rules"),
     [
-        ("quantity", "\nADDED = 1\n", {"feature_quantity", "mask_diverse_filters", "draw_neurons", *LAST}),
+        (
+            "quantity",
+            "\nADDED = 1\n",
+            {
+                *("feature_quantity", "mask_diverse_filters", "localise_objects"),
+                *("draw_neurons", "draw_filters", "draw_explanations", *LAST),
+            },
+        ),
         ("quantity", "\n# a remark\n", set()),
         (
             "anomaly",
