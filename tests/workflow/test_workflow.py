@@ -20,7 +20,10 @@ from nnscan.configuration import read_study
 from nnscan.layout import Layout
 
 LAST = {"draw_figures", "render_tables", "write_report"}
-STUDIES = ["config/config.yaml", *(f"config/studies/{name}.yaml" for name in ("smoke", "mnist", "cifar10"))]
+STUDIES = [
+    "config/config.yaml",
+    *(f"config/studies/{name}.yaml" for name in ("smoke", "mnist", "cifar10", "theses-cpu")),
+]
 
 
 def snakemake(
