@@ -703,7 +703,8 @@ def prepare_data(n: Network) -> Work:
     d = n.images
     decode = DECODE_FILE + DECODE_PIXEL * (PHOTOGRAPH if d.side > 64 else d.pixels) if d.photographs else 5e-5
     stored = STORED["strokes" if d.drawn else "photographs"] * d.stored
-    return Work(seconds=d.count * decode + WRITE_BYTE * d.stored, disk=stored)
+    held = d.stored * (1 + d.train / d.count)  # one part is copied for the checksum
+    return Work(seconds=d.count * decode + WRITE_BYTE * d.stored, memory=held, disk=stored)
 
 
 def _floats(n: Network, images: float) -> float:
@@ -1317,11 +1318,11 @@ def _bytes(value: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
-    for size, name in ((2 * 86_400, "days"), (2 * 3_600, "hours")):
-        if seconds >= size:
-            return f"{2 * seconds / size:,.1f} {name}"
-    return f"{seconds / 60:,.1f} minutes"
+    """Return a time in minutes, hours, or hours and days."""
+    if seconds < 3 * 3_600:
+        return f"{seconds / 60:,.1f} minutes"
+    hours = f"{seconds / 3_600:,.1f} hours"
+    return hours if seconds < 3 * 86_400 else f"{hours} ({seconds / 86_400:,.0f} days)"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], named: int) -> list[str]:
@@ -1342,12 +1343,12 @@ def describe(found: Estimate) -> str:
     unit, size = ("h", 3_600) if hours else ("min", 60)
 
     def costs(parts: Sequence[Part]) -> list[str]:
-        gpu = sum(part.gpu for part in parts)
+        gpu, disk = sum(part.gpu for part in parts), sum(part.disk for part in parts)
         return [
             f"{sum(part.processor for part in parts) / size:,.1f}",
             f"{gpu / size:,.1f}" if gpu else "-",
             _bytes(max(part.memory for part in parts)),
-            _bytes(sum(part.disk for part in parts)),
+            _bytes(disk) if disk else "-",
         ]
 
     columns = [f"processor {unit}", f"GPU {unit}", "memory of a job", "disk"]

@@ -193,7 +193,13 @@ def _legend(rows: Sequence[Row], columns: Sequence[str], units: set[str]) -> str
     unit = ", ".join(sorted(units - {"1"}))
     sentences = ["Each cell: published / ours ± standard deviation over the seeds" + (f", in {unit}." if unit else ".")]
     every = _published_columns(columns, "")
-    others = sorted({row["dataset"] for row in rows if _published_columns(columns, row["dataset"]) == every})
+    others = sorted(
+        {
+            row["dataset"]
+            for row in rows
+            if _published_columns(columns, row["dataset"]) == every and any(not math.isnan(row[name]) for name in every)
+        }
+    )
     if others:
         listed = ", ".join(name.removeprefix("published ") for name in every)
         sentences.append(f"Published values beside {' and '.join(others)} are those on {listed}, in this order.")

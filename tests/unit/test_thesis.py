@@ -87,6 +87,7 @@ def test_classes_of_other_data_have_no_published_values(tmp_path, published):
     assert frame["published CIFAR-10"].isna().all()
     assert pick(frame, **{"class": 1})["note"] == "no test image of this class"
     assert pick(frame, **{"class": 0})["note"] == "the lowest accuracy of the classes"
+    assert "Published values beside" not in readable(frame, TABLES["thesis_4-2"]).legend
 
 
 def test_published_classes_stand_alone_where_nothing_was_measured(tmp_path, published):
