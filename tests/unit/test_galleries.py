@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from torch import nn
 
 from nnscan.backprop import guided_backpropagation
@@ -31,11 +32,12 @@ LAYERS = ("0", "3")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread_and_no_open_figures():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")
