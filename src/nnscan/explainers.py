@@ -30,10 +30,10 @@ from nnscan.backprop import deconvolved_scores, guided_scores
 from nnscan.errors import ModelError, ScanError
 from nnscan.linearisation import Linearisation, LinearisationError
 from nnscan.models import capture, device_of, logits, prepare, resolve_layer
-from nnscan.moments import concatenate, open_moments
+from nnscan.moments import open_moments, read_layer
 from nnscan.quantity import Form, Noise, quantity_parts
 from nnscan.scanner import CHECK_TOLERANCE
-from nnscan.sweeps import Prefix, Sweep, WholeMapSweep, WindowSweep
+from nnscan.sweeps import Prefix, Sweep, WholeMapSweep, WindowSweep, enlarged, random_signs
 from nnscan.windows import Windows, map_rows
 
 BATCH = 16
@@ -378,11 +378,6 @@ def neuron_map(
     return enlarged(torch.stack(maps), block)
 
 
-def enlarged(maps: Tensor, block: int) -> Tensor:
-    """Return maps (N, H / b, W / b) of blocks of b x b pixels at the pixels (N, H, W)."""
-    return maps.repeat_interleave(block, -2).repeat_interleave(block, -1)
-
-
 def _sweep(prepared: nn.Module, x: Tensor, layer: str, block: int) -> Sweep:
     try:
         return WindowSweep(Linearisation(prepared, x, [layer]), x, block)
@@ -416,9 +411,10 @@ def _weighted(
             signed[places] = shares.sum((1, 2, 3))[real]
 
         sweep.push([batch], read, lambda _: None)
-    signs = torch.randint(0, 2, (height, width), generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
-    tangent = x * signs.repeat_interleave(block, 0).repeat_interleave(block, 1)
-    expected = (Prefix(prepared, x, [layer]).derivative(tangent)[0].reshape(factor.shape) * factor).sum()
+    signs = random_signs((height, width), x)
+    expected = (
+        Prefix(prepared, x, [layer]).derivative(x * enlarged(signs, block))[0].reshape(factor.shape) * factor
+    ).sum()
     error = ((signed.view(height, width) * signs).sum() - expected).abs()
     tolerance = CHECK_TOLERANCE[x.dtype] * sizes.norm() + torch.finfo(x.dtype).tiny
     return sizes.view(height, width), bool(error <= tolerance)
@@ -507,11 +503,7 @@ def read_scanned(paths: Sequence[str | Path], noise: Noise = "linear", form: For
     with open_moments(paths[0]) as file:
         placed = [layer for layer in file.layers if np.prod(file.file[f"layers/{layer}/activation"].shape[2:]) > 1]
         layer = (placed or file.layers)[-1]
-    parts = []
-    for path in paths:
-        with open_moments(path) as file:
-            parts.append(file.read(layer))
-    moments = concatenate(parts)
+    moments = read_layer(paths, layer)
     quantities = quantity_parts(moments, layer, noise, form)["fq"]
     return Scanned(layer, moments.samples, quantities, moments.absolute_images[layer], moments.block)
 

@@ -14,7 +14,7 @@ from nnscan.backprop import guided_backpropagation, guided_scores
 from nnscan.components import LayerComponents
 from nnscan.data import Dataset, stratified_sample
 from nnscan.errors import ModelError
-from nnscan.explainers import EXPLAINERS, Scanned, answers, enlarged, filter_map, neuron_map
+from nnscan.explainers import EXPLAINERS, Scanned, answers, filter_map, neuron_map
 from nnscan.figures import (
     Cloud,
     Contest,
@@ -32,6 +32,7 @@ from nnscan.models import capture, device_of, network_layers, prepare
 from nnscan.moments import Moments
 from nnscan.scanner import filter_images, learning_images
 from nnscan.similarities import layers_of
+from nnscan.sweeps import enlarged
 
 
 def quantity_portraits(model: nn.Module, dataset: Dataset, quantities: pd.DataFrame, count: int = 4) -> list[Portrait]:

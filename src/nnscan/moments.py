@@ -220,13 +220,18 @@ class MomentsFile:
         )
 
 
+def read_layer(paths: Sequence[str | Path], layer: str, images: bool = True) -> Moments:
+    """Return one layer's moments (and the images of its filters), joined over the shards of a scan."""
+    parts = []
+    for path in paths:
+        with open_moments(path) as file:
+            parts.append(file.read(layer, images))
+    return concatenate(parts)
+
+
 def read_layers(paths: Sequence[str | Path], images: bool = True) -> Iterator[tuple[str, Moments]]:
     """Yield each layer's moments, joined over the shards of a scan, one layer in memory at a time."""
     with open_moments(paths[0]) as first:
         layers = first.layers
     for layer in layers:
-        parts = []
-        for path in paths:
-            with open_moments(path) as file:
-                parts.append(file.read(layer, images))
-        yield layer, concatenate(parts)
+        yield layer, read_layer(paths, layer, images)

@@ -40,7 +40,16 @@ from nnscan.models import (
     smooth_operations,
 )
 from nnscan.moments import IMAGES, Moments, concatenate
-from nnscan.sweeps import CACHE_BYTES, Prefix, Sweep, WholeMapSweep, WindowSweep, block_sum
+from nnscan.sweeps import (
+    CACHE_BYTES,
+    Prefix,
+    Sweep,
+    WholeMapSweep,
+    WindowSweep,
+    block_sum,
+    enlarged,
+    random_signs,
+)
 from nnscan.windows import Windows, map_rows
 
 CHUNK = 256
@@ -228,7 +237,7 @@ def _contract(sweeps: Sequence[WindowSweep], x: Tensor, layer: str, chosen: Sequ
 
 def _sum_agrees(model: nn.Module, x: Tensor, layer: str, chosen: Sequence[int], images: Tensor) -> bool:
     """Whether the sum of each filter image, with random signs, is what torch's derivative along these signs gives."""
-    signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
+    signs = random_signs(x.shape, x)
     prefix = Prefix(model, x, [layer])
     products = prefix.derivative(x * signs)[0] * prefix.values[0].relu()
     expected = products[:, chosen].reshape(len(x), len(chosen), -1).sum(2)
@@ -464,8 +473,7 @@ class _Scanner:
         """Return the sums of every layer, and how many samples may go together in the next group."""
         sweep = self._sweep(x)
         scaled = torch.stack([_scaled(block_sum(image.sum(0), self.block)).reshape(-1) for image in x])
-        generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, masks.shape, generator=generator).to(x) * 2 - 1
+        signs = random_signs(masks.shape, x)
         weights = pixel_weights(scaled, masks, signs)
         sums = {
             layer: LayerSums(value, weights, layer not in self.ungated, regions)
@@ -498,9 +506,7 @@ class _Scanner:
         The columns' windows follow from rules of geometry; any part of a column that a rule left out shows here.
         """
         height, width = x.shape[-2] // self.block, x.shape[-1] // self.block
-        sign = signs.view(len(x), 1, height, width)
-        if self.block > 1:
-            sign = sign.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)
+        sign = enlarged(signs.view(len(x), 1, height, width), self.block)
         expected = Prefix(self.model, x, self.layers).derivative(x * sign)
         tolerance = CHECK_TOLERANCE[self.dtype or x.dtype]
         for layer, wanted in zip(self.layers, expected, strict=True):

@@ -40,6 +40,19 @@ def block_sum(image: Tensor, block: int) -> Tensor:
     return image.reshape(*rest, height // block, block, width // block, block).sum((-3, -1))
 
 
+def enlarged(maps: Tensor, block: int) -> Tensor:
+    """Return maps (..., H / b, W / b) on all pixels (..., H, W): each value b x b times."""
+    return maps.repeat_interleave(block, -2).repeat_interleave(block, -1)
+
+
+def random_signs(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return 1 and -1 at random, always the same, with the type and device of another tensor.
+
+    A sweep's columns, each times its sign, add up to one derivative of torch's, which checks them all.
+    """
+    return torch.randint(0, 2, tuple(shape), generator=torch.Generator().manual_seed(0)).to(like) * 2 - 1
+
+
 def live_pixels(x: Tensor, block: int) -> list[NDArray[np.int64]]:
     """Return for each sample (S, C, H, W) its blocks with any value but zero; the columns of the others are zero."""
     reached = block_sum((x != 0).any(1).to(x.dtype), block).flatten(1) > 0
@@ -241,9 +254,7 @@ class WholeMapSweep:
         height = self.x.shape[-2] // self.block
         selected = torch.zeros((len(batch.pixels), height, self.width), dtype=self.x.dtype, device=self.x.device)
         selected[torch.arange(len(batch.pixels)), batch.row, batch.column] = 1
-        if self.block > 1:
-            selected = selected.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)
-        return selected[:, None, None] * self.x
+        return enlarged(selected, self.block)[:, None, None] * self.x
 
     def push(self, batches: Sequence[Batch], read: Read, leave: Leave) -> None:
         """See `Sweep`."""
