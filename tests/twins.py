@@ -92,7 +92,7 @@ def moments_of(
     if foreground is not None:
         inside = block_sum(foreground.double().numpy(), block).reshape(-1) >= 0.5 * block**2
     size = np.abs(whole)
-    support = size > SUPPORT * size.max(1, keepdims=True)
+    support = size > 1e-3 * size.max(1, keepdims=True)
     result = {"signed_total": whole.sum(1), "maximum": size.max(1), "minimum": size.min(1)}
     for region, there in (("foreground", inside), ("background", ~inside)):
         on_both = support & there

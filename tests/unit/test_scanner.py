@@ -16,10 +16,7 @@ from nnscan.models import build_model, capture, network_layers, neuron_layers, p
 from nnscan.moments import QUANTITIES, Moments
 from nnscan.scanner import filter_images, learning_images, scan, scan_samples
 from nnscan.sweeps import WholeMapSweep, WindowSweep
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from twins import block_sum, moments_of, seeded
 
 
 def image(*shape: int, seed: int = 0, zeros: bool = True, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -43,44 +40,6 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
             module.weight.data.copy_(0.5 + torch.rand(size, generator=generator))
             module.bias.data.copy_(0.2 * torch.randn(size, generator=generator))
     return model
-
-
-def block_sum(a: np.ndarray, block: int) -> np.ndarray:
-    """Sum (..., H, W) over blocks, one by one."""
-    height, width = a.shape[-2] // block, a.shape[-1] // block
-    result = np.zeros((*a.shape[:-2], height, width))
-    for row in range(height):
-        for column in range(width):
-            tile = a[..., row * block : (row + 1) * block, column * block : (column + 1) * block]
-            result[..., row, column] = tile.sum((-1, -2))
-    return result
-
-
-def naive_moments(
-    images: torch.Tensor, x: torch.Tensor, foreground: torch.Tensor | None = None, block: int = 1
-) -> dict[str, np.ndarray]:
-    """Return the moments of learning images (n, C, H, W) of one input (C, H, W), as moments.py defines them."""
-    whole = block_sum(images.double().sum(1).numpy(), block).reshape(len(images), -1)
-    grid = np.abs(block_sum(x.double().sum(0).numpy(), block)).reshape(-1)
-    spread = grid.max() - grid.min()
-    grid = (grid - grid.min()) / spread if spread > 0 else 0 * grid
-    inside = np.ones(grid.shape, dtype=bool)
-    if foreground is not None:
-        inside = block_sum(foreground.double().numpy(), block).reshape(-1) >= 0.5 * block**2
-    size = np.abs(whole)
-    support = size > 1e-3 * size.max(1, keepdims=True)
-    result = {"signed_total": whole.sum(1), "maximum": size.max(1), "minimum": size.min(1)}
-    for region, there in (("foreground", inside), ("background", ~inside)):
-        on_both = support & there
-        result |= {
-            f"count_{region}": on_both.sum(1),
-            f"total_{region}": (size * there).sum(1),
-            f"square_{region}": (size**2 * there).sum(1),
-            f"input_total_{region}": (grid * on_both).sum(1),
-            f"input_square_{region}": (grid**2 * on_both).sum(1),
-            f"cross_{region}": (grid * size * on_both).sum(1),
-        }
-    return result
 
 
 def autograd_images(model: nn.Module, x: torch.Tensor, layer: str, neurons: list[int], gate: bool) -> torch.Tensor:
@@ -189,7 +148,7 @@ def test_scan_is_learning_images_for_every_neuron(name, masked):
         mask = foreground[sample] if masked else None
         for layer in layers:
             images = learning_images(model, x[sample], layer, gate=layer != layers[-1])
-            expected = naive_moments(images, x[sample], mask, block)
+            expected = moments_of(images, x[sample], mask, block)
             assert_equal_moments(moments, layer, sample, list(range(len(images))), expected)
 
 
@@ -235,7 +194,7 @@ def test_networks_of_torchvision(name):
         neurons = [int(live[0]), int(live[-1]), *(int(index) for index in dead[:1])]
         images = autograd_images(model, x[0], layer, neurons, gate=True)
         torch.testing.assert_close(learning_images(model, x[0], layer, neurons), images, rtol=1e-8, atol=1e-12)
-        assert_equal_moments(moments, layer, 0, neurons, naive_moments(images, x[0], foreground[0], block))
+        assert_equal_moments(moments, layer, 0, neurons, moments_of(images, x[0], foreground[0], block))
 
     # all neurons of all layers: in a piecewise linear network sum(I_q) is the derivative of a_q(t x) at t = 1
     step = 1e-6
@@ -644,7 +603,8 @@ def _values(model: nn.Module, x: torch.Tensor, layer: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
 @pytest.mark.parametrize("block", [1, 2])
-def test_filter_images_of_a_scan_are_block_sums(name, block):
+def test_images_of_filters_of_a_scan_are_block_sums(name, block):
+    """The filter images are those of `filter_images`; the absolute images sum the sizes of the neurons' images."""
     model = _small(name)
     x = image(2, *SHAPES[name])
     if name == "lenet5":
@@ -655,25 +615,12 @@ def test_filter_images_of_a_scan_are_block_sums(name, block):
         expected = block_sum(filter_images(model, x, layer).sum(2).numpy(), block)
         assert moments.filter_images[layer].shape == expected.shape
         np.testing.assert_allclose(moments.filter_images[layer], expected, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", sorted(SHAPES))
-@pytest.mark.parametrize("block", [1, 2])
-def test_absolute_images_of_a_scan_are_sums_of_sizes(name, block):
-    model = _small(name)
-    x = image(2, *SHAPES[name])
-    if name == "lenet5":
-        x, block = x[:1], 4 * block
-    layers = neuron_layers(model, x, "all")
-    moments = scan(model, x, layers=layers, block=block)
-    for layer in layers:
-        for sample in range(len(x)):
-            gated = layer != network_layers(model, x)[-1].name
+        gated = layer != network_layers(model, x)[-1].name
+        for sample, found in enumerate(moments.absolute_images[layer]):
             images = learning_images(model, x[sample], layer, gate=gated).sum(1).numpy()
-            expected = np.abs(block_sum(images, block))
-            filters = moments.absolute_images[layer].shape[1]
-            expected = expected.reshape(filters, -1, *expected.shape[1:]).sum(1)
-            np.testing.assert_allclose(moments.absolute_images[layer][sample], expected, rtol=1e-9, atol=1e-12)
+            sizes = np.abs(block_sum(images, block))
+            expected = sizes.reshape(len(found), -1, *sizes.shape[1:]).sum(1)
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_some_filters_only():
@@ -709,7 +656,7 @@ def test_a_model_that_returns_several_things():
     x = image(1, 3, 8, 8)
     moments = scan(model, x)
     images = learning_images(model, x[0], "conv")
-    assert_equal_moments(moments, "conv", 0, list(range(len(images))), naive_moments(images, x[0]))
+    assert_equal_moments(moments, "conv", 0, list(range(len(images))), moments_of(images, x[0]))
     assert filter_images(model, x, "conv").shape == (1, 4, 3, 8, 8)
 
 
@@ -762,7 +709,7 @@ def test_a_model_without_known_layers_is_scanned_by_name():
     x = image(1, 3, 8, 8)
     moments = scan(model, x, layers=["values"])
     images = learning_images(model, x[0], "values")
-    assert_equal_moments(moments, "values", 0, list(range(len(images))), naive_moments(images, x[0]))
+    assert_equal_moments(moments, "values", 0, list(range(len(images))), moments_of(images, x[0]))
     with pytest.raises(ModelError, match="name its layers explicitly"):
         scan(model, x)
 
@@ -965,7 +912,7 @@ def test_blocks_of_images_that_are_not_square():
     moments = scan(model, x, block=4)
     assert moments.filter_images["0"].shape == (1, 2, 2, 3)
     images = learning_images(model, x[0], "0")
-    assert_equal_moments(moments, "0", 0, list(range(len(images))), naive_moments(images, x[0], block=4))
+    assert_equal_moments(moments, "0", 0, list(range(len(images))), moments_of(images, x[0], block=4))
 
 
 def test_a_neuron_outside_the_map_is_named(small):
