@@ -27,15 +27,25 @@ rule all:
 
 
 onsuccess:
-    print(f"\nnnscan: study {study.study!r} is complete.")
-    print(f"  report   {layout.root}/report.html")
-    print(f"  tables   {layout.root}/tables/  (csv, md, tex, html)")
-    print(f"  figures  {layout.root}/figures/")
-    print(f"  verdicts {layout.root}/claims.csv")
+    if all(map(exists, rules.all.input)):
+        announce(layout)  # there is nothing missing: an earlier list goes
+        print(f"\nnnscan: study {study.study!r} is complete.")
+        print(f"  report   {layout.root}/report.html")
+        print(f"  tables   {layout.root}/tables/  (csv, md, tex, html)")
+        print(f"  figures  {layout.root}/figures/")
+        print(f"  verdicts {layout.root}/claims.csv")
+    else:
+        print(f"\nnnscan: what was asked of study {study.study!r} is there.")
 
 
 onerror:
     print(
-        f"\nnnscan: study {study.study!r} did not finish; the reasons are above, the logs in {layout.root}/logs/."
+        f"\nnnscan: study {study.study!r} did not finish. It lacks:\n{announce(layout)}"
+    )
+    print(
+        f"  This list is in {layout.root}/missing.md, the logs are in {layout.root}/logs/."
     )
     print("  The same command goes on where it stopped.")
+    print(
+        "  `snakemake partial` with the same options behind it reports on the runs that are there."
+    )

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-import struct
-import zlib
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +24,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from nnscan.errors import DataError, did_you_mean
-
-LAYOUTS = {
-    "camvid": ("camvid", "classes.txt"),
-    "det": ("ILSVRC", "ImageSets/DET/val.txt"),
-    "cub": ("CUB_200_2011", "images.txt"),
-    "voc": ("VOCdevkit/VOC2012", "ImageSets/Segmentation/train.txt"),
-}
-"""The annotated data sets: the folder that their archives unpack to, and a file by which it is known."""
+from nnscan.limits import DAMAGED
 
 CAMVID_CLASSES = ("sign_symbol", "car", "pedestrian", "bicyclist")
 """Classes of CamVid that are taken where none are named: things with a shape. Trees and buildings are cut into patches
@@ -52,11 +44,10 @@ _MARGIN = 0.1
 _MAJORITY = 128
 _EIGHT_NEIGHBOURS = np.ones((3, 3), np.int64)
 
+# Pillow knows many more; of these the reader of EPS starts another program, and most are seldom tried on hostile files.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # What Pillow's readers raise on damaged bytes, whose lengths and types they often trust.
-_UNREADABLE = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
+_UNREADABLE = (*DAMAGED, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class Store(Protocol):
@@ -187,7 +178,7 @@ def read_catalogue(name: str, store: Store, wanted: Sequence[str] | None, outlin
     """Read the lists and annotations of a data set.
 
     Args:
-        name: One of `LAYOUTS`.
+        name: One of `places.LAYOUTS`.
         store: Its files.
         wanted: The classes to take, in the order of the labels. None: of CamVid `CAMVID_CLASSES`, of the others all;
             then a class without an object in one of the parts is left out.
@@ -227,11 +218,13 @@ def decode_image(where: str, content: bytes) -> Image.Image:
         content: Its bytes.
 
     Raises:
-        DataError: It is no image, damaged, or larger than Pillow's limit.
+        DataError: It is no image of a usual format, damaged, or larger than Pillow's limit.
     """
     try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
+        # Pillow only warns of an image that is up to twice as large as its limit
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            image.load()
     except _UNREADABLE as error:
         raise DataError(f"{where} is no image or damaged ({error}); repair or remove it") from error
     return image
@@ -262,11 +255,12 @@ def fill_boxes(corners: NDArray[np.float64], original: tuple[int, int], shape: t
     Returns:
         bool (H, W): the pixels whose centre, in coordinates of the original image, lies in a box.
     """
-    x0, y0, x1, y1 = corners.T[:, :, None]
     x = (np.arange(shape[1]) + 0.5) * original[1] / shape[1]
     y = (np.arange(shape[0]) + 0.5) * original[0] / shape[0]
-    across, down = (x0 <= x) & (x < x1), (y0 <= y) & (y < y1)
-    inside: NDArray[np.bool_] = (down[:, :, None] & across[:, None, :]).any(axis=0)
+    across, down = np.searchsorted(x, corners[:, 0::2]), np.searchsorted(y, corners[:, 1::2])
+    inside = np.zeros(shape, np.bool_)
+    for (left, right), (top, bottom) in set(zip(map(tuple, across), map(tuple, down), strict=True)):
+        inside[top:bottom, left:right] = True
     return inside
 
 
@@ -446,11 +440,13 @@ def _frame(
     for label in chosen:
         value = known.index(label)
         numbers = _components(values == value)
-        counts = np.bincount(numbers.ravel())
-        for number, (rows, columns) in enumerate(ndimage.find_objects(numbers), 1):
-            if counts[number] >= _LEAST_SHARE * values.size:
-                outline, crop = Region(path, value, number), square_around(rows, columns, values.shape)
-                yield Sample(image, label, outline, (path, values.shape), crop)
+        large = np.flatnonzero(np.bincount(numbers.ravel()) >= _LEAST_SHARE * values.size)
+        large = large[large > 0]
+        # specks can be millions: places are looked for of what is large alone
+        kept = np.where(np.isin(numbers, large), np.searchsorted(large, numbers) + 1, 0)
+        for number, (rows, columns) in zip(large.tolist(), ndimage.find_objects(kept), strict=True):
+            outline, crop = Region(path, value, number), square_around(rows, columns, values.shape)
+            yield Sample(image, label, outline, (path, values.shape), crop)
 
 
 def square_around(rows: slice, columns: slice, shape: tuple[int, int]) -> tuple[int, int, int, int]:

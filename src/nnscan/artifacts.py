@@ -7,18 +7,25 @@ hold arrays, Parquet files hold tables; both carry the same provenance entries.
 from __future__ import annotations
 
 import ast
+import errno
+import fcntl
+import glob
 import hashlib
+import io
 import json
 import os
 import platform
 import struct
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -27,9 +34,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnscan.errors import ArtifactError
+from nnscan.limits import attributes, check_hdf5, fixed_text, read_parquet, reading
 
 _PACKAGE = Path(__file__).parent
+_SKEW = 60  # seconds by which clocks of several machines may differ
 _VERSIONED = ("nnscan", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "snakemake")
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "PyYAML", "jinja2": "Jinja2"}
 
 
 def digest(*parts: object) -> str:
@@ -67,21 +77,34 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
+class _Source(NamedTuple):
+    """A module's code without comments and docstrings, the nnscan modules that it imports, and the other packages."""
+
+    code: str
+    modules: tuple[str, ...]
+    packages: tuple[str, ...]
+
+
 @cache
-def _module_source(module: str) -> tuple[str, tuple[str, ...]]:
-    """Return a module's code without comments and docstrings, and the nnscan modules that it imports."""
+def _module_source(module: str) -> _Source:
     path = _PACKAGE / f"{module}.py"
     if not path.is_file():
         raise ArtifactError(f"nnscan has no module {module!r} (looked for {path})")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported: set[str] = set()
+    packages: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "nnscan":
             imported.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("nnscan."):
             imported.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            packages.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            packages.update(alias.name.split(".")[0] for alias in node.names)
     known = {name for name in imported if (_PACKAGE / f"{name}.py").is_file()}
-    return ast.dump(_without_docstrings(tree)), tuple(sorted(known))
+    foreign = packages - sys.stdlib_module_names
+    return _Source(ast.dump(_without_docstrings(tree)), tuple(sorted(known)), tuple(sorted(foreign)))
 
 
 def source_closure(*modules: str) -> list[str]:
@@ -92,7 +115,7 @@ def source_closure(*modules: str) -> list[str]:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            waiting.extend(_module_source(module)[1])
+            waiting.extend(_module_source(module).modules)
     return sorted(found)
 
 
@@ -100,7 +123,8 @@ def source_digest(*modules: str) -> str:
     """Return a digest of the code of the named nnscan modules and of all that they import.
 
     Snakemake sees changes of a rule's script, not of the modules it imports; passing this digest as a parameter
-    makes a changed module rerun the rules that use it, and no other. Comments and docstrings do not count.
+    makes a changed module rerun the rules that use it, and no other. Comments and docstrings do not count. Of other
+    packages that these modules import the version counts: results of one study are of one version.
 
     Args:
         modules: Module names without the package, for example `"scanner"`.
@@ -108,7 +132,25 @@ def source_digest(*modules: str) -> str:
     Raises:
         ArtifactError: A module does not exist.
     """
-    return digest({module: _module_source(module)[0] for module in source_closure(*modules)})
+    sources = {module: _module_source(module) for module in source_closure(*modules)}
+    packages = sorted({package for source in sources.values() for package in source.packages})
+    return digest(
+        {module: source.code for module, source in sources.items()},
+        {package: _version(_DISTRIBUTIONS.get(package, package)) for package in packages},
+    )
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on; "absent" for one not installed."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in _VERSIONED}}
 
 
 def provenance(**entries: object) -> dict[str, str]:
@@ -117,15 +159,9 @@ def provenance(**entries: object) -> dict[str, str]:
     Args:
         entries: What the artefact was made from, for example `data=...`, `checkpoint=...`, `seed=...`.
     """
-    versions = {"python": platform.python_version()}
-    for package in _VERSIONED:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "absent"
     return {
         **{name: str(value) for name, value in entries.items()},
-        "versions": json.dumps(versions, sort_keys=True),
+        "versions": json.dumps(versions(), sort_keys=True),
         "machine": f"{platform.machine()} {platform.system()}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -135,30 +171,90 @@ def provenance(**entries: object) -> dict[str, str]:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
+    Temporary files that killed processes have left there for the same target are removed.
+
     Raises:
         ArtifactError: The disk is full or the folder is not writable; nothing is left behind.
+        MemoryError: The system has no memory for the file.
     """
     target = Path(path)
+    handle: int | None = None
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        for other in target.parent.glob(f".{glob.escape(target.name)}.????????{glob.escape(target.suffix)}"):
+            if _is_abandoned(other):
+                other.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
         temporary = Path(name)
+        with suppress(OSError):  # where files cannot be locked, none counts as abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
+        os.fsync(handle)
         temporary.chmod(0o644)
         os.replace(temporary, target)
-    except OSError as error:
-        if isinstance(error, ArtifactError):
+    except ArtifactError:
+        raise
+    except Exception as error:
+        failure = _failed_write(error)
+        if failure is None:
             raise
+        if failure.errno == errno.ENOMEM:
+            raise MemoryError(f"cannot write {target}") from error
         raise ArtifactError(
-            f"cannot write {target}: {error.strerror or error}. Free some space or choose another folder."
+            f"cannot write {target}: {os.strerror(failure.errno) if failure.errno else failure}. "
+            "Free some space or choose another folder."
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # of a disk that has become read-only; the error above says so
+                temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Return whether the process that wrote a temporary file is gone, and with it the lock that it held."""
+    try:
+        with open(temporary, "rb+") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def check_folder(root: str | Path, others: Iterable[str | Path] = ()) -> None:
+    """Check before a study starts that its folder can be written and that no file lies in the future.
+
+    Snakemake throws away what a job has made of a file that is younger than the clock.
+
+    Args:
+        root: The study's folder; it need not exist.
+        others: Files elsewhere that the study reads.
+
+    Raises:
+        ArtifactError: The folder cannot be written, or a file has a time that is to come.
+    """
+    place = next(folder for folder in (Path(root), *Path(root).absolute().parents) if folder.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write to {place}. Make it writable, or run in another folder (--directory)")
+    latest = time.time() + _SKEW
+    inside = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    ahead = [path for path in (*inside, *map(Path, others)) if path.is_file() and path.stat().st_mtime > latest]
+    if ahead:
+        more = f" (and {len(ahead) - 1} others)" if len(ahead) > 1 else ""
+        when = datetime.fromtimestamp(ahead[0].stat().st_mtime).isoformat(" ", "seconds")
+        raise ArtifactError(
+            f"{ahead[0]}{more} has the time {when}, which is still to come. Set the clock right, then give the file "
+            f"the present time: touch '{ahead[0]}'; all of a folder: find {root} -newermt now -exec touch {{}} +"
+        )
+
+
+def _failed_write(error: BaseException | None) -> OSError | None:
+    """Return the operating system's error behind an exception; torch puts one of its own before it."""
+    if error is None or isinstance(error, OSError):
+        return error
+    return _failed_write(error.__context__) if isinstance(error, RuntimeError) else None
 
 
 def write_frame(path: str | Path, frame: pd.DataFrame, origin: Mapping[str, str]) -> None:
@@ -175,29 +271,76 @@ def read_frame(path: str | Path) -> pd.DataFrame:
     Raises:
         ArtifactError: The file is missing or damaged.
     """
-    try:
-        frame: pd.DataFrame = pq.read_table(path).to_pandas()
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist; run the stage that makes it") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it and run the stage that makes it") from error
+    with reading(path):
+        frame: pd.DataFrame = read_parquet(path).to_pandas()
     return frame
 
 
+def read_csv(path: str | Path) -> pd.DataFrame:
+    """Read a CSV file of a run.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    with reading(path):
+        frame: pd.DataFrame = pd.read_csv(path)
+    return frame
+
+
+class _Stream(io.FileIO):
+    """A file that HDF5 never fails to write to, because it crashes when it cannot flush; `failure` is what happened."""
+
+    failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        view, done = memoryview(content), 0
+        try:
+            while done < len(view) and self.failure is None:
+                done += super().write(view[done:])
+        except OSError as error:
+            self.failure = error
+        return len(view)
+
+
+class OutputFile(h5py.File):  # type: ignore[misc]
+    """A new HDF5 file. Writing to a full disk seems to succeed, until `check` or the end of `create_hdf5`."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = _Stream(path, "r+")
+        super().__init__(self._stream, "w", track_order=True)
+
+    def check(self) -> None:
+        """Raise the error of the first write that failed; called between the parts of a long work."""
+        if self._stream.failure is not None:
+            raise self._stream.failure
+
+    def close(self) -> None:
+        """Close the file."""
+        super().close()
+        self._stream.close()
+
+
 @contextmanager
-def create_hdf5(path: str | Path, kind: str, origin: Mapping[str, str]) -> Iterator[h5py.File]:
+def create_hdf5(path: str | Path, kind: str, origin: Mapping[str, str]) -> Iterator[OutputFile]:
     """Open a new HDF5 file that appears at `path` only when the block ends without an error.
 
     Args:
         path: The artefact's place.
         kind: What the file is, for example `"scan"`; `open_hdf5` checks it.
         origin: The provenance, stored as attributes of the file.
+
+    Raises:
+        ArtifactError: The disk is full or the folder is not writable.
     """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
-        file.attrs["kind"] = kind
-        for name, value in origin.items():
-            file.attrs[name] = value
-        yield file
+    with atomic_path(path) as temporary:
+        file = OutputFile(temporary)
+        try:
+            with file:
+                for name, value in {"kind": kind, **origin}.items():
+                    file.attrs[name] = fixed_text(value)
+                yield file
+        finally:
+            file.check()
 
 
 @contextmanager
@@ -207,14 +350,12 @@ def open_hdf5(path: str | Path, kind: str) -> Iterator[h5py.File]:
     Raises:
         ArtifactError: The file is missing, damaged or of another kind.
     """
-    if not Path(path).is_file():
-        raise ArtifactError(f"{path} does not exist; run the stage that makes it")
-    try:
+    with reading(path):
         file = h5py.File(path, "r")
-    except OSError as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it and run the stage that makes it") from error
     with file:
-        found = file.attrs.get("kind")
+        with reading(path):
+            check_hdf5(file, path)
+            found = attributes(file).get("kind")
         if found != kind:
             raise ArtifactError(f"{path} holds {found!r}, not {kind!r}; point to the right file")
         yield file
@@ -226,17 +367,17 @@ def read_provenance(path: str | Path) -> dict[str, str]:
     Raises:
         ArtifactError: The file is missing or damaged.
     """
-    if not Path(path).is_file():
-        raise ArtifactError(f"{path} does not exist; run the stage that makes it")
-    try:
+    with reading(path):
         if Path(path).suffix == ".parquet":
-            entries = pq.read_schema(path).metadata or {}
-            return dict(json.loads(entries.get(b"nnscan", b"{}")))
+            return _texts(json.loads((pq.read_schema(path).metadata or {}).get(b"nnscan", b"{}")))
         if Path(path).suffix == ".safetensors":
             with open(path, "rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
-                return dict(json.loads(json.loads(stream.read(length))["__metadata__"]["nnscan"]))
+                header = stream.read(min(length, Path(path).stat().st_size))
+            return _texts(json.loads(json.loads(header)["__metadata__"]["nnscan"]))
         with h5py.File(path, "r") as file:
-            return {name: str(value) for name, value in file.attrs.items()}
-    except (pa.ArrowInvalid, OSError, struct.error, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it and run the stage that makes it") from error
+            return _texts(attributes(file))
+
+
+def _texts(entries: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in entries.items()}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nnscan.artifacts import create_hdf5, open_hdf5
 from nnscan.errors import ArtifactError, DataError, ModelError, TrainingError
+from nnscan.limits import fixed_text, reading
 from nnscan.models import device_of, evaluation, logits, prepare
 
 BATCH = 256
@@ -254,7 +255,7 @@ def write_averages(
                 f"{tuple(matrices[kind].shape)} do not fit {len(classes)} classes"
             )
     with create_hdf5(path, "averages", origin) as file:
-        file["classes"] = list(classes)
+        file["classes"] = fixed_text(classes)
         for group, arrays, rest in (
             ("averages", averages, ("channel", "row", "column")),
             ("confidences", matrices, ("confidence",)),
@@ -272,7 +273,7 @@ def read_averages(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ArtifactError: The file is missing, damaged or of another kind.
     """
-    with open_hdf5(path, "averages") as file:
+    with open_hdf5(path, "averages") as file, reading(path):
         return {kind: torch.from_numpy(data[()]) for kind, data in file["averages"].items()}
 
 
@@ -282,5 +283,5 @@ def read_confidences(path: str | Path) -> dict[str, NDArray[np.float64]]:
     Raises:
         ArtifactError: The file is missing, damaged or of another kind.
     """
-    with open_hdf5(path, "averages") as file:
+    with open_hdf5(path, "averages") as file, reading(path):
         return {kind: data[()] for kind, data in file["confidences"].items()}

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from nnscan.artifacts import create_hdf5, open_hdf5
 from nnscan.errors import DataError
+from nnscan.limits import reading
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -348,6 +349,7 @@ def write_components(
             for name, values in found._asdict().items():
                 data = group.create_dataset(f"{layer}/{name}", data=values)
                 data.attrs["dimensions"] = _DIMENSIONS[name]
+            file.check()
 
 
 def layer_components(
@@ -380,7 +382,7 @@ def read_components(path: str | Path) -> tuple[NDArray[np.int64], dict[str, Laye
     Raises:
         ArtifactError: The file is missing, damaged or of another kind.
     """
-    with open_hdf5(path, "components") as file:
+    with open_hdf5(path, "components") as file, reading(path):
         layers = {
             layer: LayerComponents(**{name: group[name][()] for name in LayerComponents._fields})
             for layer, group in file["layers"].items()

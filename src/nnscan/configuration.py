@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nnscan.errors import ConfigurationError, did_you_mean
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -35,11 +36,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Training protocols: "thesis" is stated by Wang Xinyuan (ch. 4.1); "slides" is our proposal, the slides state none."""
 
 
+# Of a configuration with every reference written out, and of what is said about a wrong one.
+_VALUES, _DEPTH, _INTEGER, _PROBLEMS, _NAME = 10_000, 20, 2**63, 20, 200
+_RUNS = 10_000
+
+_shown = reprlib.Repr()
+_shown.maxlevel, _shown.maxlist, _shown.maxdict, _shown.maxstring, _shown.maxother = 3, 20, 20, 200, 200
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Foreground(_Closed):
@@ -96,7 +104,7 @@ class DatasetConfig(_Closed):
     )
     test_fraction: Share = Field(0.2, description="share cut off for testing where the source has no test part")
     validation_fraction: Share = Field(0.2, description="share of the training part cut off for validation")
-    split_seed: int = Field(0, description="seed of the stratified cuts, the same for all runs")
+    split_seed: int = Field(0, ge=0, description="seed of the stratified cuts, the same for all runs")
     train_limit: Positive | None = Field(None, description="use a stratified subset of this many training images")
     validation_limit: Positive | None = Field(None, description="likewise for validation")
     test_limit: Positive | None = Field(None, description="likewise for testing")
@@ -206,7 +214,9 @@ class ScanConfig(_Closed):
     """The scan of every neuron, from which FQ and TIP are computed."""
 
     samples: Positive = Field(40, description="test images that are scanned, balanced over classes")
-    shards: Positive = Field(1, description="jobs into which the samples are cut; results do not depend on it")
+    shards: Positive = Field(
+        1, le=10_000, description="jobs into which the samples are cut; results do not depend on it"
+    )
     block: Positive = Field(
         1, description="side of the pixel blocks of the learning images; costs fall with its square"
     )
@@ -270,7 +280,7 @@ class AnomalyConfig(_Closed):
     outlier_share: Share = Field(0.01, description="a cluster of at most this share of the samples is outliers")
     ch_factor: float = Field(2.0, gt=0, description="CH counts as high above this multiple of an unstructured cloud's")
     activation_sd: float = Field(3.0, ge=0, description="activation counts as high this many deviations above the mean")
-    history_checkpoints: Annotated[int, Field(ge=0)] = Field(
+    history_checkpoints: Annotated[int, Field(ge=0, le=1000)] = Field(
         4, description="checkpoints along the overfitting training, evenly spaced, whose anomaly filters are counted"
     )
 
@@ -363,6 +373,15 @@ class Study(_Closed):
                     raise ValueError(f"models ({model.name}).{key} must differ, found {chosen}")
         return self
 
+    @model_validator(mode="after")
+    def _runs_can_be_planned(self) -> Self:
+        runs = len(self.datasets) * len(self.models) * len(self.seeds)
+        if runs > _RUNS:
+            raise ValueError(
+                f"data sets x models x seeds are {runs} runs, more than the {_RUNS} that can be planned; cut the study"
+            )
+        return self
+
     def dataset(self, name: str) -> DatasetConfig:
         """Return the data set of a name."""
         return next(dataset for dataset in self.datasets if dataset.name == name)
@@ -412,7 +431,8 @@ def _inner_class(annotation: Any) -> type[BaseModel] | None:
 
 def _sentence(root: type[BaseModel], error: Any, prefix: str) -> str:
     path = tuple(part for part in error["loc"])
-    key = ".".join([prefix, *map(str, path)] if prefix else list(map(str, path)))
+    names = [str(part)[:_NAME] for part in path]
+    key = ".".join([prefix, *names] if prefix else names)
     if error["type"] == "extra_forbidden":
         owner = _class_at(root, path[:-1])
         known = list(owner.model_fields) if owner else []
@@ -420,19 +440,75 @@ def _sentence(root: type[BaseModel], error: Any, prefix: str) -> str:
     if error["type"] == "literal_error":
         options = [option.strip("'") for option in re.split(", | or ", error["ctx"]["expected"])]
         key = re.sub(r"\.literal\[.*$", "", key)
-        return f"{key}: {error['input']!r} is not possible{did_you_mean(str(error['input']), options)}"
+        return f"{key}: {_shown.repr(error['input'])} is not possible{did_you_mean(str(error['input']), options)}"
     if error["type"] == "missing":
         return f"{key} is missing"
     key = re.sub(r"\.(literal|list)\[.*$", "", key)
-    return f"{key}: {error['msg'].removeprefix('Value error, ')} (found {error['input']!r})"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')} (found {_shown.repr(error['input'])})"
 
 
 def _validated(model: type[Model], values: Mapping[str, Any], prefix: str = "") -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_sentence(model, one, prefix) for one in error.errors()]
+        problems = [_sentence(model, one, prefix) for one in error.errors()[:_PROBLEMS]]
+        if error.error_count() > _PROBLEMS:
+            problems.append(f"and {error.error_count() - _PROBLEMS} more")
         raise ConfigurationError("the configuration is not valid:\n  - " + "\n  - ".join(problems)) from None
+
+
+def _check_extent(root: Any, parts: Callable[[Any], Iterable[Any]]) -> None:
+    """Raise a ConfigurationError where references make a short file long: every value counts wherever it stands."""
+    waiting, count = [(root, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > _VALUES or depth > _DEPTH:
+            raise ConfigurationError(
+                f"the configuration has more than {_VALUES} values, or one inside more than {_DEPTH} others; a study "
+                "needs some hundred. Do not repeat parts of it by reference."
+            )
+        waiting.extend((part, depth + 1) for part in parts(value))
+
+
+def _values_in(value: Any) -> Iterable[Any]:
+    """Return the parts of a value of a configuration, which is what JSON could hold."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigurationError(
+                    f"the configuration has the key {_shown.repr(key)}, which is no text; quote it"
+                )
+        return value.values()
+    if isinstance(value, list | tuple):
+        return value
+    if not (value is None or isinstance(value, str | float | bool | int)):
+        raise ConfigurationError(
+            f"the configuration has the value {_shown.repr(value)}, which is neither text nor number nor list; quote it"
+        )
+    if isinstance(value, int) and abs(value) >= _INTEGER:
+        raise ConfigurationError("the configuration has a whole number of more than 63 bits; choose a smaller one")
+    return ()
+
+
+def _nodes_in(node: yaml.Node) -> Iterable[yaml.Node]:
+    """Return the parts of a value of a YAML file before anything is made of it."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else ()
+
+
+def _load_yaml(text: str) -> Any:
+    """Return what a YAML file holds, as `yaml.safe_load`, if references do not make it endless."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_extent(node, _nodes_in)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def parse_study(values: Mapping[str, Any]) -> Study:
@@ -441,6 +517,7 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     Raises:
         ConfigurationError: A key or value is unknown or does not fit; each is named, with the closest valid one.
     """
+    _check_extent(values, _values_in)
     study = _validated(Study, values)
     for model in study.models:
         study.training_of(model.name)
@@ -454,10 +531,13 @@ def read_study(path: str | Path) -> Study:
         ConfigurationError: The file is missing, is not YAML, or is not a valid study.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = _load_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"the configuration {path} does not exist") from error
-    except yaml.YAMLError as error:
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    # PyYAML passes on what dates, numbers and deep nesting raise
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"{path} must hold keys and values")

@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 import os
+import stat
 import struct
 import tarfile
 import zlib
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol, cast
+from typing import IO, Any, Literal, Protocol, cast
 
 import h5py
 import numpy as np
@@ -27,7 +28,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from nnscan.annotations import (
-    LAYOUTS,
     Sample,
     Store,
     check_same_size,
@@ -38,7 +38,9 @@ from nnscan.annotations import (
 )
 from nnscan.artifacts import create_hdf5, digest, open_hdf5
 from nnscan.configuration import OWN_MASKS
-from nnscan.errors import ArtifactError, DataError, did_you_mean
+from nnscan.errors import DataError, did_you_mean
+from nnscan.limits import FILE_BYTES, attributes, fits, fixed_text, reading
+from nnscan.places import LAYOUTS, data_places, data_root
 
 Normalization = Literal["unit", "standard"]
 
@@ -63,7 +65,11 @@ _IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+_IDX_DIMENSIONS = 3
 _CHUNK_BYTES = 2**20
+# What tarfile reads are headers; those of members with long names and many attributes have some thousand bytes.
+_HEADER_BYTES = 2**14
+_NAME_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -206,6 +212,7 @@ def build_dataset(
     """
     if normalization not in NORMALIZATIONS:
         raise DataError(f"unknown normalization {normalization!r}{did_you_mean(normalization, NORMALIZATIONS)}")
+    _check_names(name, classes)
     if set(splits) != set(SPLITS):
         raise DataError(f"data set {name!r} needs the splits {', '.join(SPLITS)}; given: {', '.join(splits) or 'none'}")
     parts = {split: splits[split] for split in SPLITS}
@@ -222,6 +229,16 @@ def build_dataset(
     for split, part in parts.items():
         contents += [split, part.images, part.labels, part.foreground]
     return Dataset(name, tuple(classes), parts, mean, std, normalization, digest(*contents))
+
+
+def _check_names(name: str, classes: Sequence[str]) -> None:
+    """Raise a DataError unless the class names, which stand in figures, pages, tables and logs, can be shown."""
+    for label in classes:
+        if not (label.isprintable() and 1 <= len(label) <= _NAME_LENGTH):
+            raise DataError(
+                f"data set {name!r} has a class {label[:_NAME_LENGTH]!r}, whose name is empty, has more than "
+                f"{_NAME_LENGTH} characters or some that cannot be shown; rename it"
+            )
 
 
 def _check_split(name: str, split: Split, train: Split, class_count: int) -> None:
@@ -323,6 +340,7 @@ def load_dataset(
     if classes is not None and name not in LAYOUTS:
         raise DataError(f"classes can be chosen of {', '.join(LAYOUTS)}, not of {name!r}, which is taken as a whole")
     source = _open_source(name, root, download, size, channels, foreground, classes)
+    _check_names(name, source.classes)
     chosen = _assign_splits(source, split_seed, validation_fraction, test_fraction)
     limits = {"train": train_limit, "validation": validation_limit, "test": test_limit}
     splits = {}
@@ -378,7 +396,7 @@ def _open_source(
     foreground: Foreground,
     classes: Sequence[str] | None,
 ) -> _Source:
-    folder = Path(root or os.environ.get("NNSCAN_DATA") or "data").expanduser()
+    folder = data_root(root)
     if name == "image_folder":
         return _image_folder(folder, size, channels or 3, foreground)
     if name in LAYOUTS:
@@ -482,28 +500,31 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     """
     try:
         with gzip.open(path) if Path(path).suffix == ".gz" else open(path, "rb") as stream:
-            content = stream.read()
+            start = stream.read(4)
+            if len(start) < 4 or start[:3] != b"\0\0\x08":
+                raise DataError(f"{path} is no IDX file of unsigned bytes (it begins with {start!r}); fetch it again")
+            header = stream.read(4 * start[3])
+            if len(header) < 4 * start[3]:
+                raise DataError(f"{path} ends within its header of {4 + 4 * start[3]} bytes; fetch it again")
+            shape = struct.unpack(f">{start[3]}I", header)
+            expected = math.prod(shape)
+            if len(shape) > _IDX_DIMENSIONS or not fits(expected, Path(path).stat().st_size):
+                raise DataError(f"{path} claims values of shape {shape}, which it is too small for; fetch it again")
+            content = stream.read(expected)
+            found = len(content) + sum(map(len, iter(lambda: stream.read(_CHUNK_BYTES), b"")))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path} ({error}); fetch the file again") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise DataError(f"{path} is no IDX file of unsigned bytes (it begins with {content[:4]!r}); fetch it again")
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise DataError(f"{path} ends within its header of {start} bytes; fetch it again")
-    shape = struct.unpack(f">{content[3]}I", content[4:start])
-    expected = math.prod(shape)
-    if len(content) - start != expected:
-        raise DataError(
-            f"{path} should hold {expected} values {shape} but holds {len(content) - start}; fetch it again"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if found != expected or not expected:
+        raise DataError(f"{path} should hold {expected} values {shape} but holds {found}; fetch it again")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _idx_parts(name: str, root: Path, download: bool) -> tuple[tuple[str, ...], _Parts]:
-    title, classes, folders = {
-        "mnist": ("MNIST", tuple(str(digit) for digit in range(10)), [root / "MNIST" / "raw", root / "raw"]),
-        "fashion_mnist": ("FashionMNIST", _FASHION_CLASSES, [root / "FashionMNIST" / "raw"]),
+    title, classes = {
+        "mnist": ("MNIST", tuple(str(digit) for digit in range(10))),
+        "fashion_mnist": ("FashionMNIST", _FASHION_CLASSES),
     }[name]
+    folders = data_places(name, root)
     files = _find_idx_files(folders)
     if files is None and download:
         _torchvision(title, root, download=True)
@@ -584,7 +605,12 @@ class _FolderStore:
 
     def listing(self, top: str) -> tuple[list[str], list[str]]:
         folders, files = [], []
+        seen = set()
         for folder, below, names in os.walk(self._root / top, followlinks=True):
+            place = os.stat(folder)
+            if (place.st_dev, place.st_ino) in seen:
+                raise DataError(f"{folder} was listed before; remove the link that leads there a second time")
+            seen.add((place.st_dev, place.st_ino))
             relative = Path(folder).relative_to(self._root)
             folders += [(relative / name).as_posix() for name in below]
             files += [(relative / name).as_posix() for name in names]
@@ -593,14 +619,61 @@ class _FolderStore:
     def read(self, paths: Sequence[str]) -> Iterator[tuple[int, bytes]]:
         for position, path in enumerate(paths):
             try:
-                content = (self._root / path).read_bytes()
-            except OSError as error:
-                reason = error.strerror or error
+                place = os.stat(self._root / path)
+                _check_member(self.where(path), stat.S_ISREG(place.st_mode), place.st_size)
+                with open(self._root / path, "rb") as stream:
+                    content = stream.read(place.st_size)
+            except (OSError, ValueError) as error:
+                if isinstance(error, DataError):
+                    raise
+                reason = getattr(error, "strerror", None) or error
                 raise DataError(f"cannot read {self.where(path)}: {reason}; add it or correct what names it") from error
             yield position, content
 
     def where(self, path: str) -> str:
         return str(self._root / path)
+
+
+def _check_member(where: str, plain: bool, size: int) -> None:
+    """Raise a DataError unless a file of a data set is a plain one that may be read whole."""
+    if not plain or size > FILE_BYTES:
+        what = f"has {size} bytes, more than {FILE_BYTES}" if plain else "is no plain file"
+        raise DataError(f"{where} {what}; remove it")
+
+
+class _Headers:
+    """A stream in which tarfile cannot read more at once than headers have, whatever they claim."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._stream.read(size)
+
+
+def archive_members(root: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a `.tar.gz` archive; nothing is unpacked, no name is used as a path.
+
+    Raises:
+        DataError: The archive is damaged, its checksum is wrong, or a member claims a place or size that cannot be.
+    """
+    end = -1
+    try:
+        with gzip.open(root) as stream, tarfile.open(fileobj=cast(IO[bytes], _Headers(stream)), mode="r:") as archive:
+            for member in archive:
+                if member.size < 0 or member.offset <= end or member.issparse():
+                    raise tarfile.ReadError(f"{member.name} has a size that cannot be")
+                end = member.offset
+                cast(Any, archive).members.clear()  # tarfile would keep them all
+                yield member
+            # The checksum stands at the very end, behind the padding that the tar reader leaves unread.
+            while stream.read(_CHUNK_BYTES):
+                pass
+    except (tarfile.TarError, OSError, EOFError, zlib.error, RecursionError) as error:
+        raise DataError(f"{root} is no complete .tar.gz archive ({error}); fetch or pack it again") from error
 
 
 class _ArchiveStore:
@@ -610,27 +683,18 @@ class _ArchiveStore:
         self._root = root
         self._places: dict[str, tuple[int, int]] = {}
         folders: set[str] = set()
-        links: list[str] = []
-        try:
-            with gzip.open(root) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-                for member in archive:
-                    path = PurePosixPath(member.name)
-                    folders.update(parent.as_posix() for parent in path.parents)
-                    if member.isfile():
-                        self._places[path.as_posix()] = (member.offset_data, member.size)
-                    elif member.isdir():
-                        folders.add(path.as_posix())
-                    else:
-                        links.append(path.as_posix())
-                # The checksum stands at the very end, behind the padding that the tar reader leaves unread.
-                while stream.read(_CHUNK_BYTES):
-                    pass
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{root} is no complete .tar.gz archive ({error}); fetch or pack it again") from error
-        if links:
-            raise DataError(
-                f"{self.where(links[0])} is a link, not a file; unpack the archive and name its folder as root"
-            )
+        for member in archive_members(root):
+            path = PurePosixPath(member.name)
+            folders.update(parent.as_posix() for parent in path.parents)
+            if member.isfile():
+                self._places[path.as_posix()] = (member.offset_data, member.size)
+            elif member.isdir():
+                folders.add(path.as_posix())
+            else:
+                raise DataError(
+                    f"{self.where(path.as_posix())} is a link or a device, not a file; unpack the archive and name its "
+                    "folder as root"
+                )
         self._folders = _visible(folders - {"."})
         self._files = _visible(self._places)
 
@@ -648,6 +712,7 @@ class _ArchiveStore:
         with gzip.open(self._root) as stream:
             for position in sorted(range(len(paths)), key=lambda position: self._places[paths[position]][0]):
                 offset, size = self._places[paths[position]]
+                _check_member(self.where(paths[position]), True, size)
                 stream.seek(offset)
                 yield position, stream.read(size)
 
@@ -857,7 +922,7 @@ def _annotated(
     name: str, root: Path, size: int | None, channels: int, foreground: str, classes: Sequence[str] | None
 ) -> _Source:
     folder, sign = LAYOUTS[name]
-    places = [place for place in (root / folder, root) if (place / sign).is_file()]
+    places = data_places(name, root)
     if not places:
         raise DataError(
             f"{name} not found: looked for {sign} in {root / folder} and {root}. Let root or NNSCAN_DATA name the "
@@ -956,8 +1021,9 @@ def write_dataset(path: str | Path, dataset: Dataset, origin: Mapping[str, str])
     """
     with create_hdf5(path, "dataset", origin) as file:
         description = file.create_group("description")
-        description.attrs.update(name=dataset.name, normalization=dataset.normalization, digest=dataset.digest)
-        description.create_dataset("classes", data=list(dataset.classes), dtype=h5py.string_dtype())
+        for name in ("name", "normalization", "digest"):
+            description.attrs[name] = fixed_text(getattr(dataset, name))
+        description["classes"] = fixed_text(dataset.classes)
         for statistic, values in (("mean", dataset.mean), ("std", dataset.std)):
             array = description.create_dataset(statistic, data=values)
             array.attrs.update(units="1 (grey level / 255)", dimensions="channel")
@@ -983,27 +1049,23 @@ def read_dataset(path: str | Path) -> Dataset:
     Raises:
         ArtifactError: The file is missing, of another kind or damaged (its contents do not give its digest).
     """
-    damaged = f"{path} is damaged; delete it and run the stage that makes it"
-    with open_hdf5(path, "dataset") as file:
-        try:
-            description = file["description"]
-            splits = {
-                split: Split(
-                    file[split]["images"][:],
-                    file[split]["labels"][:],
-                    file[split]["foreground"][:] if "foreground" in file[split] else None,
-                )
-                for split in SPLITS
-            }
-            dataset = build_dataset(
-                str(description.attrs["name"]),
-                [str(name) for name in description["classes"].asstr()[:]],
-                splits,
-                cast(Normalization, description.attrs["normalization"]),
+    with open_hdf5(path, "dataset") as file, reading(path):
+        description = file["description"]
+        splits = {
+            split: Split(
+                file[split]["images"][:],
+                file[split]["labels"][:],
+                file[split]["foreground"][:] if "foreground" in file[split] else None,
             )
-            stored = description.attrs["digest"]
-        except (KeyError, OSError, DataError) as error:
-            raise ArtifactError(f"{damaged} ({error})") from error
-    if dataset.digest != stored:
-        raise ArtifactError(f"{damaged} (its digest is {dataset.digest}, not {stored})")
+            for split in SPLITS
+        }
+        entries = attributes(description)
+        dataset = build_dataset(
+            entries["name"],
+            [str(name) for name in description["classes"].asstr()[:]],
+            splits,
+            cast(Normalization, entries["normalization"]),
+        )
+        if dataset.digest != entries["digest"]:
+            raise DataError(f"its digest is {dataset.digest}, not {entries['digest']}")
     return dataset

@@ -5,9 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Of names that a message lists; comparing longer or more ones would take minutes.
+_LENGTH, _COUNT = 200, 1000
+
+
+def printable(text: str) -> str:
+    """Return text in which all characters that a terminal or an editor acts upon are written out; lines stay lines."""
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
 
 class NnscanError(Exception):
     """Base of every error that nnscan raises on purpose; its text is meant for the user."""
+
+    def __str__(self) -> str:
+        # names of a stranger's files and keys stand in it
+        return printable(super().__str__())
 
 
 class ConfigurationError(NnscanError, ValueError):
@@ -26,7 +40,7 @@ class LayerError(ModelError, KeyError):
     """A layer name or module does not belong to the model."""
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return printable(str(self.args[0]))
 
 
 class TrainingError(NnscanError, RuntimeError):
@@ -41,6 +55,10 @@ class ArtifactError(NnscanError, OSError):
     """A file between two stages is missing, damaged or of another kind."""
 
 
+class SlotError(NnscanError, OSError):
+    """The lock that gives a job a GPU of its own cannot be had."""
+
+
 def did_you_mean(name: str, existing: Iterable[str]) -> str:
     """Return a sentence part that names the closest match and all that exists.
 
@@ -51,7 +69,8 @@ def did_you_mean(name: str, existing: Iterable[str]) -> str:
     Returns:
         `"; did you mean 'x'? Known: a, b, x"`, without the question where nothing comes close.
     """
-    known = list(existing)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    known = [str(name)[:_LENGTH] for name in existing]
+    close = difflib.get_close_matches(name[:_LENGTH], known[:_COUNT], n=1, cutoff=0.5)
     question = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{question} Known: {', '.join(known) if known else 'nothing'}"
+    more = f", ... ({len(known)} in all)" if len(known) > _COUNT else ""
+    return f"{question} Known: {', '.join(known[:_COUNT]) if known else 'nothing'}{more}"

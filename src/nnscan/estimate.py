@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,10 +27,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from nnscan.annotations import CAMVID_CLASSES, LAYOUTS
+from nnscan.annotations import CAMVID_CLASSES
 from nnscan.configuration import DatasetConfig, ScanConfig, Study, TrainingConfig
-from nnscan.data import load_dataset
+from nnscan.data import archive_members, load_dataset
 from nnscan.errors import ConfigurationError, DataError
 from nnscan.layout import CUTTABLE, Layout
 from nnscan.linearisation import Linearisation, LinearisationError
@@ -47,6 +47,7 @@ from nnscan.models import (
     resolve_layer,
 )
 from nnscan.moments import IMAGES, QUANTITIES
+from nnscan.places import LAYOUTS, data_root
 from nnscan.scanner import KEEP_BYTES
 from nnscan.sweeps import WindowSweep
 from nnscan.training import augment, deterministic
@@ -129,7 +130,6 @@ DIGITS = 1797
 UNKNOWN_CLASSES = 10
 """Classes of an image folder that is not there; only the class scores depend on them."""
 
-CLASS_OPTIONS = ("classes", "num_classes")
 """Options of a factory that change nothing but the class scores."""
 
 LIVE = {"mnist": {1: 0.26, 2: 0.32, 4: 0.43, 8: 0.69}, "digits": {1: 0.70, 4: 0.87}}
@@ -195,7 +195,7 @@ def count_images(config: DatasetConfig) -> Images:
     Raises:
         ConfigurationError: A number cannot be known without the data and is not given by a limit.
     """
-    folder = Path(config.root or os.environ.get("NNSCAN_DATA") or "data").expanduser()
+    folder = data_root(config.root)
     if config.source == "digits":
         test = round(DIGITS * config.test_fraction)
         parts = {"validation": round(DIGITS * config.validation_fraction), "test": test}
@@ -267,10 +267,9 @@ def _folder_images(config: DatasetConfig, root: Path) -> tuple[dict[str, int], i
         paths = [path.relative_to(root).as_posix() for part in ("train", "test") for path in (root / part).glob("*/*")]
     elif root.is_file():
         try:
-            with tarfile.open(root) as archive:
-                paths = [PurePosixPath(member.name).as_posix() for member in archive if member.isfile()]
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise ConfigurationError(f"datasets ({config.name}).root: {root} is no .tar.gz archive ({error})") from None
+            paths = [PurePosixPath(member.name).as_posix() for member in archive_members(root) if member.isfile()]
+        except DataError as error:
+            raise ConfigurationError(f"datasets ({config.name}).root: {error}") from None
     else:
         return _limited(config, f"{root} is not there"), UNKNOWN_CLASSES
     names = [path.split("/") for path in paths if path.count("/") == 2 and "/." not in f"/{path}"]
@@ -364,10 +363,17 @@ class Anatomy:
         """Multiply-adds of a forward pass."""
         return self.layers[-1].before
 
+    def with_classes(self, count: int) -> Anatomy:
+        """Return the same network of the zoo with another number of classes: its last linear map is their head."""
+        *body, head = self.layers
+        inputs, more = head.weights // head.filters, count - head.filters
+        weights, before = count * inputs, head.before + more * inputs
+        head = replace(head, filters=count, weights=weights, products=weights, before=before)
+        parameters, outputs = self.parameters + more * (inputs + 1), self.outputs + more
+        return replace(self, layers=(*body, head), parameters=parameters, classes=count, outputs=outputs)
 
-def dissect(
-    model: nn.Module, shape: tuple[int, int, int], scan: ScanConfig, samples: int, sweeps: Sweeps | None = None
-) -> Anatomy:
+
+def dissect(model: nn.Module, shape: tuple[int, int, int], scan: ScanConfig, samples: int) -> Anatomy:
     """Return what a model is made of.
 
     Args:
@@ -375,7 +381,6 @@ def dissect(
         shape: Channels, height and width of its input.
         scan: Which layers are scanned, in which blocks.
         samples: Samples of the anomaly search; with many of them few filters are carried back together.
-        sweeps: Its sweeps, where they are known of a model with another number of classes.
 
     Raises:
         ConfigurationError: The blocks do not divide the image.
@@ -398,7 +403,7 @@ def dissect(
         layers.append(Layer(layer.name, filters, positions, weights, positions * weights, before, scanned))
     if not any(layer.scanned for layer in layers):
         raise ConfigurationError(f"scan.layers: none of {', '.join(chosen)} is a convolution or linear map")
-    sweeps = sweeps or _find_sweeps(probe, x, layers, scan.block, samples)
+    sweeps = _find_sweeps(probe, x, layers, scan.block, samples)
     return Anatomy(tuple(layers), parameter_count(model), classes, len(outputs), sum(outputs), sweeps)
 
 
@@ -636,9 +641,9 @@ def measure_speed(model: nn.Module, shape: tuple[int, int, int], anatomy: Anatom
 
     with _one_thread(), deterministic(), torch.enable_grad():
         model.train()
-        first = _seconds(passes, 1)
-        repeats = 3 if first < 1 else 1
-        both = _seconds(passes, repeats) / count
+        first = _seconds(passes, 1)  # it prepares the kernels, of which little is seen in a long pass
+        repeats = 2 if first < 1 else 1
+        both = (_seconds(passes, repeats) if first < 1 else first) / count
         model.zero_grad()
     with _one_thread(), evaluation(model), torch.no_grad():
         forward = _seconds(lambda: model(images.clone()), repeats) / count
@@ -1201,30 +1206,29 @@ def estimate(study: Study, cores: int, gpu_macs: float, start: float) -> Estimat
     layout = Layout(study)
     counted = {config.name: count_images(config) for config in study.datasets}
     machine = measure_machine(start)
-    sweeps: dict[str, Sweeps] = {}
     anatomies: dict[str, Anatomy] = {}
     measured: dict[str, Speed] = {}
     networks, speeds = [], []
-    for dataset, name in layout.networks():
+    for dataset, name in tqdm(layout.networks(), "networks", unit="network", disable=None, leave=False):
         images, config, training = counted[dataset], study.model(name), study.training_of(name)
         shape, scan = (images.channels, images.side, images.side), study.scan_of(name)
         samples = min(study.anomaly.samples, images.train)
+        ours = config.source in ZOO
         fitted = {"in_channels": images.channels, "size": images.side, "classes": images.classes}
-        options = {**(fitted if config.source in ZOO else {}), **config.options}
-        # neither sweeps nor speeds depend much on the number of classes
-        body = repr((config.source, {key: options[key] for key in options if key not in CLASS_OPTIONS}, shape))
+        options = {**(fitted if ours else {}), **config.options}
+        # of the zoo it is known how a network depends on the number of classes; its speed hardly does
+        body = repr((config.source, {key: options[key] for key in options if not ours or key != "classes"}, shape))
         swept = f"{body} {scan} {samples}"
         trained = f"{body} {training.augmentation} {training.precision} {training.batch_size}"
-        whole = f"{swept} {options}"
-        if whole not in anatomies or trained not in measured:
+        if swept not in anatomies or trained not in measured:
             model = build_model(config.source, options)
-            anatomies[whole] = dissect(model, shape, scan, samples, sweeps.get(swept))
-            sweeps[swept] = anatomies[whole].sweeps
+            if swept not in anatomies:
+                anatomies[swept] = dissect(model, shape, scan, samples)
             if trained not in measured:
-                measured[trained] = measure_speed(model, shape, anatomies[whole], training)
+                measured[trained] = measure_speed(model, shape, anatomies[swept], training)
+        anatomy = anatomies[swept].with_classes(options["classes"]) if ours else anatomies[swept]
         checkpoints, seeds = len(layout.checkpoints(name)), len(layout.seeds(name))
-        network = Network(study, dataset, name, images, anatomies[whole], checkpoints, len(layout.shards()), seeds)
-        networks.append(network)
+        networks.append(Network(study, dataset, name, images, anatomy, checkpoints, len(layout.shards()), seeds))
         speeds.append(measured[trained])
     parts, chain = _count(layout, networks, speeds, machine, gpu_macs)
     return Estimate(study.study, tuple(networks), tuple(speeds), machine, gpu_macs, cores, tuple(parts), chain)

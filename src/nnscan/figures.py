@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from nnscan.artifacts import atomic_path, read_frame
+from nnscan.artifacts import atomic_path, read_csv, read_frame
 from nnscan.similarities import seed_curves
 
 Image = NDArray[np.floating]
@@ -58,6 +58,11 @@ def save_figure(path: str | Path, figure: Figure) -> None:
     plt.close(figure)
 
 
+def plain(text: str) -> str:
+    """Return text that Matplotlib draws as it stands; between two dollars it would read a formula."""
+    return text.replace("$", r"\$")
+
+
 def short_layers(layers: Sequence[str], convolutional: bool = True) -> list[str]:
     """Return layer labels for an axis: conv1, conv2, ... as the sources number them."""
     return [f"{'conv' if convolutional else 'layer'}{index}" for index, _ in enumerate(layers, start=1)]
@@ -65,7 +70,7 @@ def short_layers(layers: Sequence[str], convolutional: bool = True) -> list[str]
 
 def by_seed(paths: Sequence[str | Path], seeds: Sequence[int]) -> pd.DataFrame:
     """Return a file of each seed (Parquet or CSV) as one table with the column seed; of no files, without rows."""
-    frames = [pd.read_csv(path) if str(path).endswith(".csv") else read_frame(path) for path in paths]
+    frames = [read_csv(path) if str(path).endswith(".csv") else read_frame(path) for path in paths]
     parts = [frame.assign(seed=seed) for frame, seed in zip(frames, seeds, strict=True)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["seed"])
 
@@ -109,6 +114,7 @@ def class_averages(averages: Mapping[str, Image], classes: Sequence[str], confid
         confidences: Confidence matrices (n_classes, n_classes) by kind; row: average of class i, column: confidence of
             class j. The diagonal is written above each image.
     """
+    classes = [plain(name) for name in classes]
     shown, few = range(min(len(classes), 20)), len(classes) <= 10
     width, matrix_rows = max(9.0, 1.05 * len(shown) + 1.2), -(-len(averages) // 2)
     heights = (1.3 * len(averages), 0.44 * width * matrix_rows)
@@ -200,7 +206,8 @@ def quantity(quantities: pd.DataFrame) -> Figure:
     """
     frame = quantities.assign(SSIM=quantities["ssim"])
     layers = frame.sort_values("depth")["layer"].unique().tolist()
-    frame["conv"] = frame["layer"].map(dict(zip(layers, short_layers(layers), strict=True)))
+    convolutional = bool((frame[["row", "column"]] > 0).any(axis=None))  # a linear layer has one place only
+    frame["conv"] = frame["layer"].map(dict(zip(layers, short_layers(layers, convolutional), strict=True)))
     masked = bool(frame["fq"].notna().any())
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 3.8))
     by_layer = frame.groupby(["seed", "depth", "conv"])[["fq", "SSIM"]]
@@ -244,7 +251,7 @@ def similarity(similarities: pd.DataFrame, classes: Sequence[str]) -> Figure:
             axes = grid[row, column]
             part = curves[(curves["average"] == kind) & (curves["method"] == method)]
             for number, curve in part.groupby("class"):
-                axes.plot(curve["conv"], curve[statistic], linewidth=0.9, alpha=0.55, label=classes[int(number)])
+                axes.plot(curve["conv"], curve[statistic], linewidth=0.9, alpha=0.55, label=plain(classes[int(number)]))
             overall = part.groupby(["depth", "conv"])[statistic].mean().reset_index()
             axes.plot(overall["conv"], overall[statistic], color="black", linewidth=2, marker="o", label="mean")
             name = "mean" if statistic == "mean" else "standard deviation"
@@ -369,6 +376,7 @@ def anomaly(anomalies: pd.DataFrame, clouds: Sequence[Cloud]) -> Figure:
     frame["checkpoint"] = frame["checkpoint"].map(CHECKPOINT_LABELS)
     sns.barplot(frame, x="checkpoint", y="share", errorbar="sd", ax=axes, hue="checkpoint", legend=False)
     axes.set(xlabel="", ylabel="anomaly filters (% of all)", title="Anomaly filters")
+    axes.set_ylim(0, None if frame["share"].any() else 1)  # of no height at all where there are none
     for column, cloud in enumerate(clouds, start=1):
         axes = figure.add_subplot(layout[0, column])
         inliers = np.setdiff1d(np.arange(len(cloud.points)), cloud.outliers)

@@ -24,6 +24,7 @@ from nnscan.figures import (
     Process,
     SimilarNeuron,
     numbered_layers,
+    plain,
     short_layers,
 )
 from nnscan.interventions import RANKINGS, experiment_layer
@@ -177,7 +178,7 @@ def contests(model: nn.Module, dataset: Dataset, count: int = 2, outputs: int = 
         order = values.argsort(descending=True)[:outputs].tolist()
         unit = one / np.linalg.norm(one)
         distances = [np.linalg.norm(learned[place] / (np.linalg.norm(learned[place]) or 1) - unit) for place in order]
-        titles = [f"{dataset.classes[place]}: {far:.2f}" for place, far in zip(order, distances, strict=True)]
+        titles = [f"{plain(dataset.classes[place])}: {far:.2f}" for place, far in zip(order, distances, strict=True)]
         result.append(Contest(dataset.display(one), titles, [learned[place].sum(0) for place in order]))
     return result
 
@@ -228,8 +229,9 @@ def explanation_columns(
     inputs = dataset.inputs("test", scanned.samples[chosen])
     x = torch.from_numpy(inputs).to(device_of(model))
     classes = answers(model, x)
+    names = [plain(name) for name in dataset.classes]
     titles = [
-        dataset.classes[label] if answer == label else f"{dataset.classes[label]}, taken\nfor {dataset.classes[answer]}"
+        names[label] if answer == label else f"{names[label]}, taken\nfor {names[answer]}"
         for label, answer in zip(labels[chosen].tolist(), classes, strict=True)
     ]
     absolute = torch.from_numpy(scanned.absolute[chosen]).sum(1)

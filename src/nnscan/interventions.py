@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nnscan.artifacts import read_csv
 from nnscan.data import Dataset
 from nnscan.errors import LayerError, ModelError, did_you_mean
 from nnscan.models import NeuronLayer, device_of, evaluation, find_layer, logits, parameter_count
@@ -649,7 +650,7 @@ def layer_removal(
         last = results[(results["checkpoint"] == "third3") & (results["split"] == "test")].iloc[0]
         count = parameter_count(build(convolutions))
         rows.append((convolutions, convolutions == peak, count, float(last["accuracy"]), float(last["loss"])))
-        history = pd.read_csv(own / "history.csv")
+        history = read_csv(own / "history.csv")
         history.insert(0, "chosen", convolutions == peak)
         history.insert(0, "convolutions", convolutions)
         histories.append(history)

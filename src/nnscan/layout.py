@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from nnscan.artifacts import file_digest
 from nnscan.configuration import ModelConfig, Study
+from nnscan.places import data_state
 
 CUTTABLE = {"simple_cnn": 3, "vgg11": 8, "vgg16": 13}
 """Models of the zoo that can be cut after a convolution, with their number of convolutions."""
@@ -318,6 +319,11 @@ class Layout:
         entry = self.study.model(model)
         return {"name": entry.name, "source": entry.source, "options": entry.options, "digest": _source_file(entry)}
 
+    def data_state(self, name: str) -> str:
+        """Return a digest of name, size and time of the files that a data set is read from."""
+        entry = self.study.dataset(name)
+        return data_state(entry.source, entry.root)
+
     def shards(self) -> list[int]:
         """Return the numbers of the scan's shards."""
         return list(range(min(self.study.scan.shards, self.study.scan.samples)))
@@ -390,12 +396,12 @@ class Layout:
         """The pattern of the interactive page of the similarity curves."""
         return f"{self.root}/figures/{{dataset}}/{{model}}/similarity.html"
 
-    def captioned_figures(self) -> list[list[str]]:
-        """Return title, explanation and file of each figure, in the order of the report."""
+    def captioned_figures(self, networks: Iterable[tuple[str, str]]) -> list[list[str]]:
+        """Return title, explanation and file of each figure of some data sets and models, in the report's order."""
         return [
             [f"{figure.title}: {model} on {dataset}", figure.caption,
              f"{self.root}/figures/{dataset}/{model}/{name}.png"]
-            for dataset, model in self.networks()
+            for dataset, model in networks
             for name, figure in FIGURES.items()
         ]  # fmt: skip
 

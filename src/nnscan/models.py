@@ -12,8 +12,9 @@ import importlib
 import importlib.util
 import json
 import pickle
-import struct
 import sys
+import typing
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -24,12 +25,13 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnscan.artifacts import atomic_path
 from nnscan.errors import LayerError, ModelError, did_you_mean
+from nnscan.limits import DAMAGED
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -41,11 +43,9 @@ _SMOOTH_CALLS = frozenset(
     )
 )
 
-# What the readers of checkpoints raise when they meet bytes that make no sense
-_DAMAGED = (
-    *(SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
-    *(AssertionError, OverflowError, MemoryError, struct.error),
-)
+_DAMAGED = (*DAMAGED, SafetensorError)
+
+_SHOWN = 100  # characters of a name in a message
 
 Kind = Literal["convolutional", "all"]
 
@@ -265,6 +265,8 @@ def _factory(source: str) -> Callable[..., nn.Module]:
     if place.endswith(".py"):
         module = _module_from_file(Path(place))
     else:
+        if not all(part.isidentifier() for part in place.split(".")):
+            raise ModelError(f"model {source!r}: {place!r} is no name of a package or module")
         try:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
@@ -273,7 +275,34 @@ def _factory(source: str) -> Callable[..., nn.Module]:
     if not callable(factory):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ModelError(f"{place} has no factory {name!r}{did_you_mean(name, callables)}")
+    if _is_installed(module) and not _says_network(factory):
+        raise ModelError(
+            f"{source!r} belongs to an installed package and does not say that it returns a network: it is neither a "
+            "class derived from torch.nn.Module nor a function annotated to return one. nnscan calls nothing else "
+            "there; write a factory of your own in a file that calls it"
+        )
     return factory  # type: ignore[no-any-return]
+
+
+def _is_installed(module: ModuleType) -> bool:
+    """Return whether a module comes with a Python, any on this machine, or with a package installed there."""
+    if getattr(module, "__file__", None) is None:
+        return True
+    path = Path(str(module.__file__)).resolve()
+    return bool({"site-packages", "dist-packages"} & set(path.parts)) or any(
+        (folder / "os.py").is_file() for folder in path.parents
+    )
+
+
+def _says_network(factory: Callable[..., Any]) -> bool:
+    """Return whether a callable is a class of networks, or annotated to return one."""
+    found: Any = factory
+    if not isinstance(factory, type):
+        try:
+            found = typing.get_type_hints(factory).get("return")
+        except (NameError, TypeError):  # annotated with what is not there at run time, or not by Python
+            return False
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 def build_model(source: str, factory_options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -317,10 +346,7 @@ def read_state(
     if not path.is_file():
         raise ModelError(f"the checkpoint {path} does not exist (looked in {path.resolve().parent})")
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"the checkpoint {path} is damaged or holds something else than tensors, which is not loaded because that "
@@ -334,13 +360,47 @@ def read_state(
             keys = list(state) if isinstance(state, Mapping) else []
             raise ModelError(f"the checkpoint {path} has no key {state_dict_key!r}{did_you_mean(state_dict_key, keys)}")
         state = state[state_dict_key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        keys = [key for key, value in state.items() if isinstance(value, Mapping)] if isinstance(state, Mapping) else []
+    if not isinstance(state, Mapping) or not all(map(_is_weight, state.items())):
+        inner = state.items() if isinstance(state, Mapping) else ()
+        keys = [key[:_SHOWN] for key, value in inner if isinstance(key, str) and isinstance(value, Mapping)][:10]
         hint = f"; name one of its keys as state_dict_key: {', '.join(keys)}" if keys else ""
         raise ModelError(f"the checkpoint {path} is not a state dict of tensors{hint}")
     if strip_prefix:
         return {key.removeprefix(strip_prefix): value for key, value in state.items()}
     return dict(state)
+
+
+def load_plain(path: str | Path) -> Any:
+    """Return what a file of torch.save holds, if it is tensors, numbers and text: no code of the file is run.
+
+    Raises:
+        pickle.UnpicklingError: It holds something else.
+        ValueError: It needs more memory than there is, or is packed, which torch.save never does and which could make a
+            small file large.
+        Exception: It is damaged; torch raises many kinds.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+        stored = Path(path).stat().st_size
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > stored:
+            raise ValueError("its parts are packed or overlap")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise ValueError("it needs more memory than there is") from error
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    """Return whether an entry of a checkpoint is a name and a plain array of real numbers."""
+    key, value = item
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_nested or value.is_complex())
+    )
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str | Path) -> None:
@@ -358,7 +418,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str | Pa
         if key in state and own[key].shape != state[key].shape
     ]
     problems = [
-        f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+        f"{len(found)} {what} ({', '.join(name[:_SHOWN] for name in found[:3])}{', ...' if len(found) > 3 else ''})"
         for what, found in (("keys missing", missing), ("unknown keys", unknown), ("shapes differ", shaped))
         if found
     ]
@@ -368,7 +428,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str | Pa
             "Check the model's options, state_dict_key and strip_prefix."
         )
     for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        # in the model's own type, in which alone it counts; some types cannot be asked
+        if value.is_floating_point() and not bool(torch.isfinite(value.to(own[key].dtype)).all()):
             raise ModelError(f"the checkpoint {origin} holds values that are not finite in {key}")
     model.load_state_dict(state)
 
@@ -376,9 +437,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str | Pa
 def save_weights(path: str | Path, model: nn.Module, origin: Mapping[str, str]) -> None:
     """Write a model's state dict as safetensors, with its provenance as metadata."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # one entry: safetensors writes several in an order of its own
+    content = save(state, metadata={"nnscan": json.dumps(dict(origin), sort_keys=True)})
     with atomic_path(path) as temporary:
-        # one entry: safetensors writes several in an order of its own
-        save_file(state, temporary, metadata={"nnscan": json.dumps(dict(origin), sort_keys=True)})
+        temporary.write_bytes(content)  # not by safetensors, whose own temporary file a kill would leave behind
 
 
 def load_model(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from nnscan.artifacts import create_hdf5, open_hdf5
 from nnscan.errors import ArtifactError
+from nnscan.limits import reading
 
 SUPPORT = 1e-3
 """A pixel belongs to the support of a learning image when |I| exceeds this share of the image's maximum."""
@@ -187,6 +188,7 @@ def write_moments(path: str | Path, parts: Iterable[Moments], count: int, origin
                 for layer, images in getattr(part, kind).items():
                     file[f"{kind}/{layer}"][rows] = images
             position = rows.stop
+            file.check()
         if position != count:
             raise ArtifactError(f"{path}: {position} samples came, {count} were announced")
 
@@ -195,7 +197,9 @@ def write_moments(path: str | Path, parts: Iterable[Moments], count: int, origin
 def open_moments(path: str | Path) -> Iterator[MomentsFile]:
     """Open a file of `write_moments` for reading layer by layer."""
     with open_hdf5(path, "scan") as file:
-        yield MomentsFile(file)
+        with reading(path):
+            moments = MomentsFile(file)
+        yield moments
 
 
 class MomentsFile:
@@ -207,17 +211,18 @@ class MomentsFile:
 
     def read(self, layer: str, images: bool = True) -> Moments:
         """Return the moments (and the images of filters) of one layer."""
-        group = self.file[f"layers/{layer}"]
-        found = [{layer: self.file[f"{kind}/{layer}"][()]} if images else {} for kind in IMAGES]
-        return Moments(
-            {layer: {quantity: group[quantity][()] for quantity in QUANTITIES}},
-            self.file["samples"][()],
-            int(self.file.attrs["pixels"]),
-            self.file["foreground_pixels"][()],
-            bool(self.file.attrs["masked"]),
-            int(self.file.attrs["block"]),
-            *found,
-        )
+        with reading(self.file.filename):
+            group = self.file[f"layers/{layer}"]
+            found = [{layer: self.file[f"{kind}/{layer}"][()]} if images else {} for kind in IMAGES]
+            return Moments(
+                {layer: {quantity: group[quantity][()] for quantity in QUANTITIES}},
+                self.file["samples"][()],
+                int(self.file.attrs["pixels"]),
+                self.file["foreground_pixels"][()],
+                bool(self.file.attrs["masked"]),
+                int(self.file.attrs["block"]),
+                *found,
+            )
 
 
 def read_layer(paths: Sequence[str | Path], layer: str, images: bool = True) -> Moments:

@@ -6,6 +6,7 @@ A page is one HTML file with everything inside, Plotly's code too: it opens with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,11 @@ from nnscan.artifacts import atomic_path
 from nnscan.similarities import seed_curves
 
 KINDS = {"simple": "simple averages", "most": "most confident averages", "least": "least confident averages"}
+
+
+def _shown(name: str) -> str:
+    """Return a name that Plotly shows as it is; it takes a part of HTML, links too."""
+    return escape(name, quote=False)
 
 
 def similarity_page(path: str | Path, similarities: pd.DataFrame, classes: Sequence[str], title: str) -> None:
@@ -47,14 +53,14 @@ def similarity_page(path: str | Path, similarities: pd.DataFrame, classes: Seque
     owners: list[tuple[str, int]] = []
     for kind, method in views:
         part = curves[(curves["average"] == kind) & (curves["method"] == method)]
-        lines = [(classes[int(number)], curve) for number, curve in part.groupby("class")]
+        lines = [(_shown(classes[int(number)]), curve) for number, curve in part.groupby("class")]
         whole = part.groupby(["layer", "depth"])[["mean", "sd"]].mean().reset_index().sort_values("depth")
         for place, (name, curve) in enumerate([*lines, ("mean of the classes", whole)]):
             overall = place == len(lines)
             for row, statistic in ((1, "mean"), (2, "sd")):
                 figure.add_trace(
                     go.Scatter(
-                        x=[f"{number}: {layer}" for number, layer in enumerate(curve["layer"], start=1)],
+                        x=[f"{number}: {_shown(str(layer))}" for number, layer in enumerate(curve["layer"], 1)],
                         y=[float(value) for value in curve[statistic]],
                         name=str(name), legendgroup=str(name), showlegend=row == 1,
                         mode="lines+markers", visible=(kind, method) == views[0],

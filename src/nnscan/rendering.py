@@ -17,7 +17,8 @@ import pandas as pd
 from markupsafe import escape
 
 from nnscan.artifacts import atomic_path
-from nnscan.errors import ArtifactError
+from nnscan.errors import printable
+from nnscan.limits import reading
 from nnscan.tables import DATA, MISSING, MODELS, QUANTITIES, Row, Table, columns_of, records_of, sort_key, typed
 
 # Keys of the tables as people read them; a key without a label reads as it is.
@@ -39,17 +40,25 @@ LABELS = {
     "accuracy, random neurons pruned": "random pruned",
 }
 _DASH = "–"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
     """Write a tidy frame: whole numbers in full, others with six significant digits.
 
-    The same frame always gives the same bytes.
+    The same frame always gives the same bytes. A text that a spreadsheet would take for a formula has an apostrophe
+    before it; no name or note of nnscan's own begins like one.
     """
     numbers = frame.select_dtypes("float").columns
     frame = frame.assign(**{name: frame[name] + 0.0 for name in numbers})  # turns -0 into 0
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    frame = frame.assign(**{name: frame[name].map(_no_formula, na_action="ignore") for name in texts})
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False, float_format=_digits, lineterminator="\n")
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _digits(value: Any) -> str:
@@ -60,11 +69,10 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     """Read a tidy frame, of a table or of evaluated claims, that `write_csv` has written.
 
     Raises:
-        ArtifactError: The file is missing.
+        ArtifactError: The file is missing or damaged.
     """
-    if not Path(path).is_file():
-        raise ArtifactError(f"{path} does not exist; run the stage that makes it")
-    return typed(pd.read_csv(path, dtype=str, keep_default_na=False))
+    with reading(path):
+        return typed(pd.read_csv(path, dtype=str, keep_default_na=False))
 
 
 @dataclass(frozen=True)
@@ -209,8 +217,13 @@ def _legend(rows: Sequence[Row], columns: Sequence[str], units: set[str]) -> str
     return " ".join(sentences)
 
 
+def _line(text: str) -> str:
+    """Return text without line breaks and without what an editor or terminal acts upon."""
+    return printable(" ".join(text.splitlines()))
+
+
 def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", text)
+    return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", _line(text))
 
 
 def to_markdown(view: Readable, table: Table) -> str:
@@ -251,6 +264,9 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # after the end of a row LaTeX would take it for a length
+    "]": "{]}",
+    "*": "{*}",
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "−": r"$-$",
@@ -264,7 +280,7 @@ _LATEX = {
 
 def latex_text(text: str) -> str:
     """Return text in which every character that LaTeX would act upon is escaped."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in _line(text))
 
 
 def to_latex(view: Readable, table: Table) -> str:
@@ -363,6 +379,11 @@ thead th, .run th {{ border-bottom: 1px solid; }}
 </body>
 </html>
 """
+
+
+def marked_as_partial(frame: pd.DataFrame, text: str) -> pd.DataFrame:
+    """Return a filled table, or evaluated claims, with a text in front of every note, so that all formats show it."""
+    return frame.assign(note=[f"{text}; {note}" if note else text for note in frame["note"]])
 
 
 def render(frame: pd.DataFrame, table: Table, folder: str | Path) -> dict[str, Path]:

@@ -7,6 +7,7 @@ without a network.
 from __future__ import annotations
 
 import base64
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from nnscan.artifacts import atomic_path
 from nnscan.claims import VERDICTS
@@ -26,7 +28,7 @@ from nnscan.tables import MODELS, Row, Table, records_of
 
 SYMBOLS = {"reproduced": "✓", "contradicted": "✗", "inconclusive": "○"}
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def write_report(
     figures: Sequence[tuple[str, str, str | Path]],
     provenance: Sequence[Mapping[str, str]],
     pages: Mapping[str, str] | None = None,
+    missing: Sequence[Sequence[str]] = (),
 ) -> None:
     """Write the report of a study as one self-contained HTML page.
 
@@ -71,9 +74,10 @@ def write_report(
         figures: Title, caption and PNG file of each figure.
         provenance: One mapping per artefact or run, for example name, digest, created.
         pages: Interactive pages by the figure's file; the report links to them, they lie beside it.
+        missing: What the study lacks (`gaps.sentences`): of each thing its name, then the reasons.
 
     Raises:
-        ArtifactError: A figure is missing or is no PNG image, or the page cannot be written.
+        ArtifactError: A figure is missing, damaged or no PNG image, or the page cannot be written.
     """
     shown = {table.id for table, _ in tables}
     environment = Environment(
@@ -111,6 +115,7 @@ def write_report(
             }
             for place, (title, caption, image) in enumerate(figures, start=1)
         ],
+        missing=[(what, reasons) for what, *reasons in missing],
         provenance=provenance,
         provenance_columns=list(dict.fromkeys(name for row in provenance for name in row)),
     )
@@ -227,4 +232,12 @@ def _embedded(path: Path) -> str:
     content = path.read_bytes()
     if not content.startswith(_PNG):
         raise ArtifactError(f"figure {path} is not a PNG image; give the report PNG files")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()
+        reason = "" if content.endswith(_PNG_END) else "it is cut"
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = str(error)
+    if reason:
+        raise ArtifactError(f"figure {path} is damaged ({reason}); delete it and run the stage that draws it")
     return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from nnscan.artifacts import read_frame
+from nnscan.artifacts import read_csv, read_frame
 from nnscan.errors import ArtifactError, NnscanError, did_you_mean
 
 _LOG = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class Table:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.suffix == ".csv" else read_frame(path)
+    return read_csv(path) if path.suffix == ".csv" else read_frame(path)
 
 
 def missing(runs: Iterable[Run], relative_path: str) -> list[Run]:

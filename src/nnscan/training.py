@@ -9,6 +9,7 @@ at some epochs before that, evenly spaced, whose anomaly filters are counted (fi
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import math
 import pickle
@@ -23,15 +24,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nnscan.artifacts import atomic_path, digest
+from nnscan.artifacts import atomic_path, digest, file_digest
 from nnscan.data import Dataset
 from nnscan.errors import TrainingError
+from nnscan.limits import DAMAGED
 from nnscan.models import (
     ZOO,
     build_model,
     chosen_device,
     device_of,
     evaluation,
+    load_plain,
     load_weights,
     logits,
     read_state,
@@ -45,6 +48,7 @@ HISTORY = ["phase", "epoch", "train_loss", "train_accuracy", "validation_loss", 
 THIRDS = ("third1", "third2", "third3")
 EVALUATED = (*THIRDS, "well_trained", "overfitted")  # checkpoints with losses and accuracies in a table of results
 Phase = Literal["regular", "overfitting"]
+_DIGEST, _PIECE = 16, 1 << 20  # bytes: of a digest of `file_digest`; read at once
 
 
 def model_builder(source: str, options: Mapping[str, Any], dataset: Dataset) -> Callable[[], nn.Module]:
@@ -248,19 +252,36 @@ class _Trainer:
 
 def _save_state(path: Path, key: str, trainer: _Trainer) -> None:
     with atomic_path(path) as temporary:
-        torch.save({"key": key, **trainer.state()}, temporary)
+        with open(temporary, "wb") as stream:  # of a path torch would not say why it cannot write
+            torch.save({"key": key, **trainer.state()}, stream)
+        written = file_digest(temporary)
+        with open(temporary, "ab") as stream:
+            stream.write(written.encode("ascii"))
+
+
+def _is_intact(path: Path) -> bool:
+    """Return whether a state file ends with the digest of what stands before it; torch would not notice."""
+    found, left = hashlib.sha256(), path.stat().st_size - _DIGEST
+    with open(path, "rb") as stream:
+        while left > 0 and (piece := stream.read(min(left, _PIECE))):
+            found.update(piece)
+            left -= len(piece)
+        return stream.read() == found.hexdigest()[:_DIGEST].encode("ascii")
 
 
 def _load_state(path: Path, key: str) -> dict[str, Any] | None:
     """Return the state that an interrupted run of the very same training left, if there is one."""
     if not path.is_file():
         return None
+    if not _is_intact(path):
+        log.warning("%s is damaged; training starts again", path)
+        return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        state: Any = load_plain(path)
+    except (pickle.UnpicklingError, *DAMAGED) as error:
         log.warning("%s is damaged (%s); training starts again", path, type(error).__name__)
         return None
-    if state.get("key") != key:
+    if not isinstance(state, dict) or state.get("key") != key:
         log.warning("%s belongs to another training; training starts again", path)
         return None
     return state

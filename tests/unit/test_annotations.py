@@ -10,7 +10,6 @@ from PIL import Image
 
 from nnscan.annotations import (
     CAMVID_CLASSES,
-    LAYOUTS,
     VOC_CLASSES,
     fill_boxes,
     lies_outside,
@@ -21,6 +20,7 @@ from nnscan.annotations import (
 from nnscan.configuration import DatasetConfig
 from nnscan.data import DATASETS, FOREGROUNDS, Foreground, _FolderStore, load_dataset, read_dataset, write_dataset
 from nnscan.errors import DataError
+from nnscan.places import LAYOUTS
 
 MASKS, BOXES = Foreground("masks"), Foreground("boxes")
 

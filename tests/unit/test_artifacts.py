@@ -2,10 +2,12 @@
 
 import errno
 import json
+import os
 import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -16,6 +18,7 @@ import pytest
 from nnscan import artifacts
 from nnscan.artifacts import (
     atomic_path,
+    check_folder,
     create_hdf5,
     digest,
     file_digest,
@@ -95,7 +98,7 @@ def _edit(path: Path, old: str, new: str) -> None:
 
 def test_source_closure_follows_imports():
     assert source_closure("errors") == ["errors"]
-    assert source_closure("moments") == ["artifacts", "errors", "moments"]
+    assert source_closure("moments") == ["artifacts", "errors", "limits", "moments"]
     assert set(source_closure("scanner")) >= {"scanner", "models", "moments", "artifacts", "errors"}
     assert source_closure("scanner", "errors") == source_closure("scanner")
 
@@ -226,12 +229,63 @@ def test_atomic_path_passes_an_artifact_error_on(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_litter_of_a_killed_writer_goes_with_the_next_write_of_the_same_target(tmp_path):
+    target = tmp_path / "[1].h5"
+    litter, other = tmp_path / ".[1].h5.abcd1234.h5", tmp_path / ".1.h5.abcd1234.h5"
+    for path in (litter, other):
+        path.touch()
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([target.name, other.name])
+
+
+def test_what_another_process_still_writes_is_left_alone(tmp_path):
+    target = tmp_path / "file.txt"
+    with atomic_path(target) as slow:
+        slow.write_text("slow")
+        with atomic_path(target) as fast:
+            fast.write_text("fast")
+        assert target.read_text() == "fast"
+    assert target.read_text() == "slow"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_no_memory_for_a_file_is_no_matter_of_the_disk(tmp_path):
+    def write() -> None:
+        with atomic_path(tmp_path / "file.txt"):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with pytest.raises(MemoryError, match=r"cannot write .*file\.txt"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_checked_before_a_study_starts(tmp_path):
+    root, weights = tmp_path / "results" / "study", tmp_path / "own.pt"
+    check_folder(root, [weights])
+    assert not root.exists()  # nothing is made by looking
+    weights.touch()
+    late = root / "digits" / "data.h5"
+    late.parent.mkdir(parents=True)
+    late.touch()
+    check_folder(root, [weights])
+    soon, later = time.time() + 30, time.time() + 3600
+    os.utime(weights, (soon, soon))
+    check_folder(root, [weights])  # clocks of several machines may differ a little
+    os.utime(weights, (later, later))
+    with pytest.raises(ArtifactError, match=r"own\.pt has the time .* still to come\..*touch '.*own\.pt'"):
+        check_folder(root, [weights])
+    os.utime(late, (later, later))
+    with pytest.raises(ArtifactError, match=r"data\.h5 \(and 1 others\) has the time"):
+        check_folder(root, [weights])
+
+
 # Tables and arrays --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def frame():
-    return pd.DataFrame({"layer": ["a", "b"], "filter": [1, 2], "fq": [0.5, np.nan], "outliers": [[1, 2], []]})
+    return pd.DataFrame({"layer": ["a", "b"], "filter": [1, 2], "fq": [0.5, np.nan]})
 
 
 def test_a_table_comes_back_with_its_provenance(tmp_path, frame):
@@ -241,7 +295,7 @@ def test_a_table_comes_back_with_its_provenance(tmp_path, frame):
     back = read_frame(path)
     assert back.columns.tolist() == frame.columns.tolist()
     assert back["fq"].isna().tolist() == [False, True]
-    assert [list(ids) for ids in back["outliers"]] == [[1, 2], []]
+    assert back["layer"].tolist() == ["a", "b"]
     assert read_provenance(path) == origin
     assert list(path.parent.iterdir()) == [path]
 

@@ -29,6 +29,7 @@ from nnscan.data import (
     write_dataset,
 )
 from nnscan.errors import ArtifactError, DataError
+from nnscan.limits import attributes
 
 MNIST_TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 MNIST_TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
@@ -914,7 +915,7 @@ def test_round_trip(tmp_path, normalization, masks):
     write_dataset(tmp_path / "data.h5", dataset, {"seed": "3", "digest": "of the code"})
     assert_same(read_dataset(tmp_path / "data.h5"), dataset)
     with h5py.File(tmp_path / "data.h5") as file:
-        assert dict(file.attrs) == {"kind": "dataset", "seed": "3", "digest": "of the code"}
+        assert attributes(file) == {"kind": "dataset", "seed": "3", "digest": "of the code"}
         for array in [file["train/images"], file["test/labels"], *([file["train/foreground"]] if masks else [])]:
             assert array.attrs["units"]
             assert len(array.attrs["dimensions"].split(", ")) == array.ndim

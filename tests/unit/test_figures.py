@@ -77,7 +77,8 @@ def quantities(layers=3, seeds=(0, 1), masked=True):
         for depth in reversed(range(layers)):
             values = generator.random((20, 5))
             frame = pd.DataFrame(values, columns=["l", "c", "s", "ssim", "fq"])
-            parts.append(frame.assign(layer=f"features.{3 * depth}", depth=depth, seed=seed))
+            places = np.arange(20) % 10
+            parts.append(frame.assign(layer=f"features.{3 * depth}", depth=depth, seed=seed, row=places, column=places))
     frame = pd.concat(parts, ignore_index=True)
     return frame if masked else frame.assign(fq=np.nan)
 
@@ -342,6 +343,8 @@ def test_quantity(layers, seeds, masked):
     groups = table.groupby(["depth", "seed"])["fq" if masked else "ssim"]
     np.testing.assert_allclose(left.lines[0].get_ydata(), groups.mean().groupby("depth").mean())
     np.testing.assert_allclose(middle.lines[0].get_ydata(), groups.var(ddof=0).groupby("depth").mean())
+    linear = drawn(figures.quantity(table.assign(row=0, column=0))).axes[0]
+    assert [tick.get_text() for tick in linear.get_xticklabels()] == [f"layer{number + 1}" for number in range(layers)]
 
 
 @pytest.mark.parametrize(("layers", "seeds", "classes", "filters", "kinds"), [
@@ -402,6 +405,7 @@ def test_anomaly(checkpoints, seeds, share, chosen):
     assert [bar.get_height() for bar in bars] == pytest.approx([100 * share] * len(checkpoints))
     labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert labels == ["well trained", "overfitted"][: len(checkpoints)]
+    assert figure.axes[0].get_ylim()[0] == 0 < figure.axes[0].get_ylim()[1]
     assert len(pictures(figure)) == sum(len(cloud.samples) for cloud in chosen)
     scattered = [axes for axes in figure.axes[1:] if axes.collections]
     assert len(scattered) == len(chosen)

@@ -1,8 +1,11 @@
 """nnscan.jobs: what a rule's script leaves in its log, on the terminal and as its exit status."""
 
 import logging
+import os
+import platform
 import subprocess
 import sys
+import tempfile
 import warnings
 from types import SimpleNamespace
 
@@ -35,7 +38,11 @@ def snakemake(tmp_path):
         rule="scan_neurons",
         wildcards={"dataset": "digits", "seed": "1"},
         threads=2,
+        resources={},
         config={},
+        params={},
+        input=[],
+        output=[],
     )
 
 
@@ -93,6 +100,35 @@ def test_a_lack_of_memory_says_what_to_do(snakemake, capsys):
     assert "MemoryError" in text
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
+        RuntimeError("could not create a primitive"),  # oneDNN
+        RuntimeError("std::bad_alloc"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_a_lack_of_memory_is_recognised_whoever_reports_it(snakemake, capsys, error):
+    text = fail(snakemake, error)
+    assert "out of memory; use fewer samples, larger blocks, or more memory" in capsys.readouterr().err
+    assert str(error) in text
+
+
+def test_another_error_of_torch_is_not_taken_for_a_lack_of_memory(snakemake, capsys):
+    fail(snakemake, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert "RuntimeError: mat1 and mat2 shapes" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_made_is_named(snakemake, capsys, tmp_path):
+    (tmp_path / "logs").write_text("a file in the place of the folder")
+    with pytest.raises(SystemExit), job(snakemake):
+        pytest.fail("the block ran")
+    error = capsys.readouterr().err
+    assert f"cannot write {snakemake.log[0]}: " in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_an_interruption_is_passed_on(snakemake, error):
     with pytest.raises(error), job(snakemake):
@@ -128,6 +164,20 @@ def test_models_go_to_the_configured_device(snakemake, capsys, monkeypatch):
     assert str(chosen_device()) == "cpu"  # nothing of the jobs' setting is left
 
 
+@pytest.mark.parametrize(("gpus", "given"), [(1, ", CUDA_VISIBLE_DEVICES=0"), (0, "")])
+def test_a_job_that_asks_for_a_gpu_has_one_of_its_own_and_its_log_says_where(
+    snakemake, monkeypatch, tmp_path, gpus, given
+):
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("nnscan.slots.gpu_count", lambda: 2)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    snakemake.resources = {"gpu": gpus}
+    with job(snakemake):
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == ("0" if gpus else None)
+    assert f"INFO on {platform.node()}{given}\n" in read_log(snakemake)
+
+
 def test_a_rule_without_wildcards(snakemake, capsys):
     snakemake.wildcards = {}
     fail(snakemake, DataError("nothing"))
@@ -142,7 +192,7 @@ def test_a_script_ends_with_status_one_and_does_not_load_torch(tmp_path):
         "from nnscan.errors import DataError\n"
         "from nnscan.jobs import job\n"
         f"log = [{str(tmp_path / 'log')!r}]\n"
-        "snakemake = SimpleNamespace(log=log, rule='r', wildcards={}, threads=1, config={})\n"
+        "snakemake = SimpleNamespace(log=log, rule='r', wildcards={}, threads=1, resources={}, config={}, input=[])\n"
         "with job(snakemake):\n"
         "    print('torch' in sys.modules)\n"
         "    raise DataError('no data')\n"

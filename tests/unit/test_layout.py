@@ -190,7 +190,7 @@ def test_figures_and_tables_of_a_study():
     assert len(found.figures()) == len(set(found.figures())) == 2 * 3 * len(FIGURES)
     assert "results/s/figures/two/mine/quantity.png" in found.figures()
     assert sum(len(found.figures_of(rule)) for rule in {figure.rule for figure in FIGURES.values()}) == len(FIGURES)
-    shown = found.captioned_figures()
+    shown = found.captioned_figures(found.networks())
     assert [path for _, _, path in shown] == found.figures()
     assert all(title.endswith(f": {model} on {dataset}") for (title, _, _), (dataset, model) in zip(
         shown, [(d["name"], m["name"]) for d in DATASETS for m in MODELS for _ in FIGURES], strict=True))  # fmt: skip

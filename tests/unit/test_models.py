@@ -159,7 +159,7 @@ def test_a_model_from_torchvision():
         ("torchvision:fcn_resnet50", r"no classification model 'fcn_resnet50'"),
         ("no_such_package.models:f", r"cannot import 'no_such_package\.models'"),
         ("collections:OrderedDicts", r"collections has no factory 'OrderedDicts'; did you mean 'OrderedDict'\?"),
-        ("collections:OrderedDict", r"returned OrderedDict, not a torch\.nn\.Module"),
+        ("collections:OrderedDict", r"an installed package and does not say that it returns a network"),
         ("/nowhere/models.py:f", r"the model file /nowhere/models\.py does not exist \(looked in /nowhere\)"),
     ],
 )

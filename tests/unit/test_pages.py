@@ -1,6 +1,7 @@
 """nnscan.pages: the page holds all curves, needs nothing but itself, and equal tables give equal pages."""
 
 import json
+from html import unescape
 import re
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_every_curve_is_there_and_the_menu_shows_one_view(tmp_path):
         buttons, [(kind, method) for kind in ("simple", "most", "least") for method in (1, 2)], strict=True
     ):
         shown = [trace for trace, on in zip(traces, button["args"][0]["visible"], strict=True) if on]
-        assert [trace["name"] for trace in shown] == [
+        assert [unescape(trace["name"]) for trace in shown] == [
             name for name in (*CLASSES, "mean of the classes") for _ in range(2)
         ]
         own = curves.loc[(kind, method)]

@@ -8,7 +8,7 @@ import pytest
 
 from nnscan.claims import evaluate_claims, read_claims
 from nnscan.contents import TABLES
-from nnscan.rendering import latex_text, number, read_csv, readable, render, write_csv
+from nnscan.rendering import latex_text, marked_as_partial, number, read_csv, readable, render, write_csv
 from nnscan.tables import Run
 from result_files import alexnet_quantities, fill, make_runs, put, put_layers, quantities
 
@@ -44,6 +44,18 @@ def strange_runs(folder: Path) -> list[Run]:
         layers = {"block_1.conv": [(1, 1, 1, 0.2 + 0.1 * run.seed)], "head & tail": [(1, 1, -0.5, math.nan)]}
         put(run, "metrics/well_trained/quantity.parquet", quantities(layers))
     return runs
+
+
+def test_a_partial_table_says_so_in_every_format(tmp_path, published):
+    frame = fill("slides_4-2", strange_runs(tmp_path), published)
+    paths = render(marked_as_partial(frame, "partial: 2 of 6 runs"), TABLES["slides_4-2"], tmp_path / "tables")
+    for path in paths.values():
+        assert "partial: 2 of 6 runs" in path.read_text(encoding="utf-8"), path
+    marked = read_csv(paths["csv"])
+    assert marked["note"].str.startswith("partial: 2 of 6 runs").all()
+    assert (
+        marked["note"].str.contains("; no foreground mask").sum() == (frame["note"] == "no foreground mask").sum() > 0
+    )
 
 
 def test_rendered_texts_are_escaped(tmp_path, published):

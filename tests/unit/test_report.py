@@ -164,6 +164,21 @@ def test_text_is_escaped(tmp_path, parts):
     assert page.text.count(bad) >= 10
 
 
+def test_a_partial_report_says_so_and_what_is_missing(tmp_path, parts):
+    write_report(tmp_path / "report.html", **parts)
+    assert "partial" not in Page(tmp_path / "report.html").text
+    missing = [
+        ["lenet5 on <digits>, seed 2", "train_model: diverged (a.log)", "scan: killed (b.log)"],
+        ["vgg", "not begun"],
+    ]
+    write_report(tmp_path / "report.html", **parts, missing=missing)
+    page = Page(tmp_path / "report.html")
+    assert page.open == []
+    assert "This report is partial." in page.text
+    listed = "lenet5 on <digits>, seed 2 train_model: diverged (a.log) scan: killed (b.log) vgg not begun"
+    assert listed in page.text
+
+
 def test_report_without_claims_figures_or_provenance(tmp_path, parts):
     parts |= {"claims": parts["claims"].iloc[:0], "figures": [], "provenance": []}
     write_report(tmp_path / "report.html", **parts)

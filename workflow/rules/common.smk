@@ -1,10 +1,18 @@
 import sys
+from os.path import dirname, exists
 
 from snakemake.utils import min_version
 
-from nnscan.artifacts import source_digest
+from nnscan.artifacts import check_folder, source_digest
 from nnscan.configuration import parse_study
 from nnscan.errors import NnscanError
+from nnscan.gaps import (
+    announce,
+    complete_networks,
+    complete_runs,
+    gaps,
+    sentences,
+)
 from nnscan.layout import (
     CHECKPOINTS,
     CUTTABLE,
@@ -12,6 +20,7 @@ from nnscan.layout import (
     Layout,
     either,
 )
+from nnscan.limits import refuse_links
 
 min_version("9.19.0")
 
@@ -27,7 +36,17 @@ except NnscanError as error:
     sys.exit(f"nnscan: {error}")
 
 layout = Layout(study)
+if workflow.is_main_process:
+    try:
+        refuse_links(layout.root)
+        check_folder(
+            layout.root, [model.weights for model in study.models if model.weights]
+        )
+    except NnscanError as error:
+        sys.exit(f"nnscan: {error}")
 published = f"{workflow.basedir}/workflow/published"
+# what rules that train or scan ask for; on one machine a count only, on a cluster a GPU
+gpus = 0 if study.device == "cpu" else 1
 
 
 wildcard_constraints:

@@ -12,6 +12,7 @@ rule prepare_data:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         dataset=lambda wildcards: study.dataset(wildcards.dataset).model_dump(),
+        files=lambda wildcards: layout.data_state(wildcards.dataset),
         code=source_digest("data"),
     message:
         "Reading data set {wildcards.dataset}, cutting its splits and masks"

@@ -70,6 +70,7 @@ rule filter_types:
     conda:
         "../../envs/cuda.yaml"
     resources:
+        gpu=gpus,
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
@@ -169,6 +170,7 @@ rule remove_layers:
     conda:
         "../../envs/cuda.yaml"
     resources:
+        gpu=gpus,
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 480 * attempt,
     params:

@@ -160,6 +160,7 @@ rule anomaly_history:
     conda:
         "../../envs/cuda.yaml"
     resources:
+        gpu=gpus,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:

@@ -13,6 +13,7 @@ rule scan_neurons:
     conda:
         "../../envs/cuda.yaml"
     resources:
+        gpu=gpus,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
@@ -49,6 +50,7 @@ rule project_filters:
     conda:
         "../../envs/cuda.yaml"
     resources:
+        gpu=gpus,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:

@@ -1,8 +1,8 @@
 rule render_tables:
     input:
         [file for run in layout.runs() for file in layout.run_files(run)],
-        published=expand(f"{published}/{{table}}.csv", table=TABLES),
-        claims=f"{published}/claims.csv",
+        published=local(expand(f"{published}/{{table}}.csv", table=TABLES)),
+        claims=local(f"{published}/claims.csv"),
     output:
         report(
             expand(f"{layout.root}/tables/{{table}}.html", table=TABLES),
@@ -25,13 +25,44 @@ rule render_tables:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
+        root=lambda wildcards, output: dirname(output.claims),
         runs=[[*run, layout.run_names(run)] for run in layout.runs()],
+        of=len(layout.runs()),
         tables=list(TABLES),
         code=source_digest("claims", "rendering", "tables"),
     message:
         "Rendering the tables beside the published ones, and judging the claims"
     script:
         "../scripts/render_tables.py"
+
+
+use rule render_tables as render_partial_tables with:
+    input:
+        lambda wildcards: [
+            file for run in complete_runs(layout) for file in layout.run_files(run)
+        ],
+        published=local(expand(f"{published}/{{table}}.csv", table=TABLES)),
+        claims=local(f"{published}/claims.csv"),
+    output:
+        [
+            path.replace(layout.root, f"{layout.root}/partial", 1)
+            for path in layout.tables()
+        ],
+        claims=f"{layout.root}/partial/claims.csv",
+    log:
+        layout.log("render_partial_tables"),
+    benchmark:
+        layout.benchmark("render_partial_tables")
+    params:
+        root=lambda wildcards, output: dirname(dirname(output.claims)),
+        runs=lambda wildcards: [
+            [*run, layout.run_names(run)] for run in complete_runs(layout)
+        ],
+        of=len(layout.runs()),
+        tables=list(TABLES),
+        code=source_digest("claims", "rendering", "tables"),
+    message:
+        "Rendering tables of the runs that are complete"
 
 
 rule draw_figures:

@@ -15,6 +15,7 @@ rule train_model:
     conda:
         "../../envs/cuda.yaml"
     resources:
+        gpu=gpus,
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:

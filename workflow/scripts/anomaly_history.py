@@ -1,10 +1,9 @@
 """Anomaly filters in the checkpoints along the overfitting training, beside the well-trained and overfitted ones."""
 
-import pandas as pd
 import torch
 
 from nnscan.anomaly import anomaly_history, network_anomalies
-from nnscan.artifacts import file_digest, provenance, read_frame, write_frame
+from nnscan.artifacts import file_digest, provenance, read_csv, read_frame, write_frame
 from nnscan.components import layer_components
 from nnscan.data import read_dataset, stratified_sample
 from nnscan.jobs import job
@@ -19,7 +18,7 @@ with job(snakemake):
     samples = stratified_sample(dataset.splits["train"].labels, count, seed=0)
     x = torch.from_numpy(dataset.inputs("train", samples))
     epochs = kept_epochs(Protocol(**params.protocol), "overfitting", len(files.weights))
-    best = int(pd.read_csv(files.history)["validation_loss"].idxmin()) + 1
+    best = int(read_csv(files.history)["validation_loss"].idxmin()) + 1
     well_trained, overfitted = map(read_frame, files.anomaly)
     found = [("well_trained", best, well_trained)]
     for (name, epoch), weights in zip(epochs.items(), files.weights, strict=False):  # the overfitted one comes last

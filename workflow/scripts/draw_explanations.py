@@ -26,7 +26,8 @@ with job(snakemake):
     average = read_averages(files.averages)["most"][worst]
     own = first[(first["class"] == worst) & (first["method"] == params.method)]
     neurons, visualisation = galleries.similar_neurons(model, average, worst, own)
-    heading = f"Least and most similar neurons, class {dataset.classes[worst]}, similarity by method {params.method}"
+    name = figures.plain(dataset.classes[worst])
+    heading = f"Least and most similar neurons, class {name}, similarity by method {params.method}"
     picture = dataset.display(average.numpy())
     save(out.similar_neurons, figures.similar_neurons(neurons, picture, visualisation, heading))
     histories = figures.by_seed(files.histories, params.seeds) if files.histories else None

@@ -1,20 +1,29 @@
-"""Render the tables beside the published ones, and judge the claims."""
+"""Render the tables beside the published ones, and judge the claims; of all runs, or marked as those of some."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from nnscan.claims import evaluate_claims, read_claims
 from nnscan.contents import TABLES
+from nnscan.errors import ArtifactError
 from nnscan.jobs import job
-from nnscan.rendering import render, write_csv
+from nnscan.rendering import marked_as_partial, render, write_csv
 from nnscan.tables import Run, read_published
 
 with job(snakemake):
-    root = Path(snakemake.output.claims).parent
+    params, folder = snakemake.params, Path(snakemake.output.claims).parent
     runs = [
-        Run(dataset, model, seed, root / dataset / model / f"seed{seed}", frozenset(names))
-        for dataset, model, seed, names in snakemake.params.runs
+        Run(dataset, model, seed, Path(params.root) / dataset / model / f"seed{seed}", frozenset(names))
+        for dataset, model, seed, names in params.runs
     ]
+    if not runs:
+        raise ArtifactError(f"none of the {params.of} runs is complete; {params.root}/missing.md says why")
     published = Path(snakemake.input.claims).parent
-    for name in snakemake.params.tables:
-        render(TABLES[name].function(runs, read_published(published, name)), TABLES[name], root / "tables")
-    write_csv(snakemake.output.claims, evaluate_claims(read_claims(snakemake.input.claims), runs))
+    partial = f"partial: {len(runs)} of {params.of} runs" if len(runs) < params.of else ""
+    for name in params.tables:
+        table, frame = TABLES[name], TABLES[name].function(runs, read_published(published, name))
+        if partial:
+            table, frame = replace(table, title=f"{table.title} ({partial})"), marked_as_partial(frame, partial)
+        render(frame, table, folder / "tables")
+    claims = evaluate_claims(read_claims(snakemake.input.claims), runs)
+    write_csv(snakemake.output.claims, marked_as_partial(claims, partial) if partial else claims)

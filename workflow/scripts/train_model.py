@@ -3,18 +3,23 @@
 from nnscan.artifacts import provenance
 from nnscan.data import read_dataset
 from nnscan.jobs import job
+from nnscan.models import chosen_device
+from nnscan.store import shared
 from nnscan.training import Protocol, model_builder, train
 
 with job(snakemake):
     dataset = read_dataset(snakemake.input.data)
-    model, seed = snakemake.params.model, int(snakemake.wildcards.seed)
-    train(
-        model_builder(model["source"], model["options"], dataset),
-        dataset,
-        Protocol(**snakemake.params.protocol),
-        folder=snakemake.output.history.rpartition("/")[0],
-        seed=seed,
-        origin=provenance(model=model, data=dataset.digest, seed=seed, code=snakemake.params.code),
-        phase=snakemake.params.phase,
-        history=snakemake.params.history,
-    )
+    params, seed = snakemake.params, int(snakemake.wildcards.seed)
+    identity = {**dict(params.items()), "data": dataset.digest, "seed": seed, "device": chosen_device().type}
+    with shared(snakemake.rule, snakemake.output, identity) as present:
+        if not present:
+            train(
+                model_builder(params.model["source"], params.model["options"], dataset),
+                dataset,
+                Protocol(**params.protocol),
+                folder=snakemake.output.history.rpartition("/")[0],
+                seed=seed,
+                origin=provenance(model=params.model, data=dataset.digest, seed=seed, code=params.code),
+                phase=params.phase,
+                history=params.history,
+            )

@@ -10,7 +10,7 @@ from nnscan.rendering import read_csv
 from nnscan.report import Study, write_report
 
 with job(snakemake):
-    params, root = snakemake.params, Path(snakemake.output.report).parent
+    params, root = snakemake.params, Path(snakemake.params.root)
     datasets, models, seeds = (list(dict.fromkeys(column)) for column in list(zip(*params.runs, strict=True))[:3])
     artefacts = [root / dataset / "data.h5" for dataset in datasets]
     for dataset, model, seed, names in params.runs:
@@ -20,7 +20,7 @@ with job(snakemake):
     provenance = [{"artefact": name, **{key: origin.get(key, "") for key in shown}} for name, origin in origins.items()]
     first = origins[f"{datasets[0]}/data.h5"]
     study = Study(
-        params.study,
+        f"{params.study} (partial)" if params.missing else params.study,
         "What every neuron and every filter of these networks has learned, tested by masking and pruning, beside the "
         "published tables.",
         datasets,
@@ -29,6 +29,7 @@ with job(snakemake):
         first["machine"],
         json.loads(first["versions"]),
     )
-    tables = [(TABLES[name], read_csv(root / "tables" / f"{name}.csv")) for name in params.tables]
+    tables = [(TABLES[name], read_csv(path)) for name, path in zip(params.tables, snakemake.input.tables, strict=True)]
     claims = read_csv(snakemake.input.claims)
-    write_report(snakemake.output.report, study, tables, claims, params.figures, provenance, params.pages)
+    page = snakemake.output.report
+    write_report(page, study, tables, claims, params.figures, provenance, params.pages, params.missing)
