@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nnscan.artifacts import create_hdf5, open_hdf5
 from nnscan.errors import DataError
-from nnscan.limits import reading
+from nnscan.limits import fixed_text, reading
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -342,7 +342,7 @@ def write_components(
         origin: Provenance.
     """
     with create_hdf5(path, "components", origin) as file:
-        file.attrs["source"] = source
+        file.attrs["source"] = fixed_text(source)
         file["samples"] = samples
         group = file.create_group("layers", track_order=True)
         for layer, found in layer_components(model, x, layers, source):

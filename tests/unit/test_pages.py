@@ -1,8 +1,8 @@
 """nnscan.pages: the page holds all curves, needs nothing but itself, and equal tables give equal pages."""
 
 import json
-from html import unescape
 import re
+from html import unescape
 
 import numpy as np
 import pandas as pd
