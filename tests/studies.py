@@ -69,6 +69,13 @@ def complete(ended: tuple[int, str]) -> str:
     return output
 
 
+def planned(output: str) -> set[str]:
+    """Return the rules of the table of jobs that a dry run prints."""
+    table = output.split("job  ")[-1] if "Nothing to be done" not in output else ""
+    rows = [line.split() for line in table.splitlines()]
+    return {row[0] for row in rows if len(row) == 2 and row[1].isdigit()} - {"all", "total"}
+
+
 @contextmanager
 def running(repository: Path, config: Path, *arguments: str, cores: int = 1) -> Iterator[subprocess.Popen[str]]:
     """Run a study while the block disturbs it, in a process group of its own; wait for its end."""

@@ -58,9 +58,9 @@ def job(snakemake: Any) -> Iterator[None]:
     try:
         with gpu_slot(snakemake.resources.get("gpu", 0), device), _on_device(device):
             log.info("on %s", _place())
-            check_inputs(snakemake)
+            read = check_inputs(snakemake)
             yield
-            write_record(snakemake, _device(), began, time.perf_counter() - started)
+            write_record(snakemake, read, _device(), began, time.perf_counter() - started)
     except NnscanError as error:
         log.error("%s\n%s", error, traceback.format_exc())
         _stop(f"{name}: {error}", path)

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,13 @@ class Record:
     seconds: float
 
 
-def write_record(snakemake: Any, device: str, started: float, seconds: float) -> None:
+def write_record(snakemake: Any, read: Mapping[str, str], device: str, started: float, seconds: float) -> None:
     """Write the record of a job that has ended well.
 
     Args:
-        snakemake: The object that Snakemake gives to a script; uses rule, wildcards, params, config, input, output and
-            log, which lies in the study's folder at logs/<rule>/<wildcards>.log.
+        snakemake: The object that Snakemake gives to a script; uses rule, wildcards, params, config, output and log,
+            which lies in the study's folder at logs/<rule>/<wildcards>.log.
+        read: The digests of the files that the job has read; see `check_inputs`.
         device: Where the tensors were.
         started: When the job started, in seconds since 1970.
         seconds: How long it took.
@@ -78,7 +79,7 @@ def write_record(snakemake: Any, device: str, started: float, seconds: float) ->
         params=params,
         config=digest(dict(snakemake.config)),
         code=str(params.get("code", "")),
-        inputs={_within(root, path): _known_digest(root, path) for path in _paths(snakemake.input)},
+        inputs=read,
         outputs={path: str(entry["digest"]) for path, entry in outputs.items()},
         versions=versions(),
         device=device,
@@ -91,22 +92,29 @@ def write_record(snakemake: Any, device: str, started: float, seconds: float) ->
         _write_json(_entry_path(root, path), entry)
 
 
-def check_inputs(snakemake: Any) -> None:
-    """Check that the files that a job reads are as the study's own jobs have written them.
+def check_inputs(snakemake: Any) -> dict[str, str]:
+    """Return the digest of each file that a job reads, and check those that the study's own jobs have written.
 
     Args:
         snakemake: As of `write_record`; uses input and log.
 
+    Returns:
+        Digests by path from the study's folder, or by path as given if it lies outside.
+
     Raises:
-        ArtifactError: A file has changed since then, for example by a fault of the disk.
+        ArtifactError: A file has changed since it was written, for example by a fault of the disk.
     """
     root = Path(snakemake.log[0]).parents[2]
+    digests = {}
     for path in _paths(snakemake.input):
-        place = _entry_path(root, _within(root, path))
-        if place.is_file() and _read_json(place).get("digest") != file_digest(path):
+        name, found = _within(root, path), file_digest(path)
+        place = _entry_path(root, name)
+        if place.is_file() and _read_json(place).get("digest") != found:
             raise ArtifactError(
                 f"{path} is damaged: it has changed since it was made; delete it and run the same command again"
             )
+        digests[name] = found
+    return digests
 
 
 def _paths(files: Iterable[str]) -> list[str]:
@@ -168,17 +176,17 @@ class Origin:
 
     Attributes:
         path: From the study's folder, or as recorded if it lies outside.
-        recorded: Its digest when the file asked for was made; None where nothing was recorded.
+        recorded: Its digest when the file asked for was made.
         state: "unchanged", "changed" or "missing", as it lies on the disk now.
         record: The job that made it; None for what the study did not make.
         sources: The files that the job read.
     """
 
     path: str
-    recorded: str | None
+    recorded: str
     state: str
     record: Record | None
-    sources: Sequence[Origin] = field(default_factory=tuple)
+    sources: Sequence[Origin]
 
 
 def study_folder(path: str | Path) -> Path:
@@ -214,7 +222,7 @@ def trace(path: str | Path, runs: Sequence[str] | None = None, names: Sequence[s
     entry_path = _entry_path(root, relative)
     if not entry_path.is_file():
         known = sorted(str(place.relative_to(root / FOLDER / "files"))[:-5] for place in _entries(root))
-        raise ArtifactError(f"{path} has no record{did_you_mean(relative, known[:2000]).split(' Known:')[0]}")
+        raise ArtifactError(f"{path} has no record{did_you_mean(relative, known).split(' Known:')[0]}")
     entry = _read_json(entry_path)
     seen: dict[tuple[str, str], Origin] = {}
     record = _record(root, str(entry["job"]))
@@ -273,7 +281,7 @@ def described(origin: Origin) -> str:
         lines += [f"  {name:<12}{value}" for name, value in _facts(origin, record).items() if value]
     if origin.sources:
         lines.append("  made from")
-        shown: set[tuple[str, str | None]] = set()
+        shown: set[tuple[str, str]] = set()
         for source in origin.sources:
             lines += _tree(source, 2, shown)
     return "\n".join(lines)
@@ -286,7 +294,7 @@ def _facts(origin: Origin, record: Record) -> dict[str, str]:
         "rule": " ".join([record.rule, *(f"{key}={value}" for key, value in record.wildcards.items())]),
         "config": f"{record.config}, of it for this job {digest(record.params)}",
         "code": record.code,
-        "data": _digests(behind, ".h5", "data.h5"),
+        "data": _digests(behind, "data.h5"),
         "checkpoint": _digests(behind, ".safetensors"),
         "seed": ", ".join(sorted(seeds, key=int)),
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
@@ -296,7 +304,7 @@ def _facts(origin: Origin, record: Record) -> dict[str, str]:
     }
 
 
-def _ancestors(origin: Origin, seen: set[tuple[str, str | None]]) -> Iterator[Origin]:
+def _ancestors(origin: Origin, seen: set[tuple[str, str]]) -> Iterator[Origin]:
     if (origin.path, origin.recorded) not in seen:
         seen.add((origin.path, origin.recorded))
         yield origin
@@ -304,12 +312,11 @@ def _ancestors(origin: Origin, seen: set[tuple[str, str | None]]) -> Iterator[Or
             yield from _ancestors(source, seen)
 
 
-def _digests(behind: Iterable[Origin], suffix: str, name: str = "") -> str:
-    found = [one for one in behind if one.path.endswith(suffix) and one.path.endswith(name)]
-    return ", ".join(f"{one.recorded} ({one.path})" for one in found)
+def _digests(behind: Iterable[Origin], ending: str) -> str:
+    return ", ".join(f"{one.recorded} ({one.path})" for one in behind if one.path.endswith(ending))
 
 
-def _tree(origin: Origin, depth: int, shown: set[tuple[str, str | None]]) -> list[str]:
+def _tree(origin: Origin, depth: int, shown: set[tuple[str, str]]) -> list[str]:
     indent = "  " * depth
     made = f"  by {origin.record.rule} ({origin.record.started}, code {origin.record.code})" if origin.record else ""
     state = "" if origin.state == "unchanged" else f"  {origin.state.upper()}"

@@ -62,21 +62,25 @@ def _fetch(entry: Path, paths: Mapping[str, Path]) -> bool:
     if not (entry / _MANIFEST).is_file():
         return False
     try:
-        digests = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        complete = set(digests) == set(paths) and all((entry / name).is_file() for name in paths)
-        for name, path in paths.items():
-            if not complete:
-                break
-            with atomic_path(path) as temporary:
-                shutil.copyfile(entry / name, temporary)
-                complete = file_digest(temporary) == digests[name]
-    except (ValueError, KeyError, TypeError):  # the manifest
-        complete = False
-    if not complete:
-        log.warning("%s is damaged and will be made anew", entry)
+        _copy(entry, paths)
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s) and will be made anew", entry, error)
         for path in paths.values():
             path.unlink(missing_ok=True)
-    return complete
+        return False
+    return True
+
+
+def _copy(entry: Path, paths: Mapping[str, Path]) -> None:
+    """Copy an entry's files to their places, or raise a ValueError, KeyError or TypeError that says what is wrong."""
+    digests = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))["files"]
+    if set(digests) != set(paths) or not all((entry / name).is_file() for name in paths):
+        raise ValueError("its files are not those of the job")
+    for name, path in paths.items():
+        with atomic_path(path) as temporary:
+            shutil.copyfile(entry / name, temporary)
+            if file_digest(temporary) != digests[name]:
+                raise ValueError(f"{name} has changed")
 
 
 def _put(entry: Path, paths: Mapping[str, Path], identity: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def test_a_job_does_not_begin_with_a_damaged_artefact(tmp_path: Path, name: str)
     WRITERS[name](path)
     maker, reader = as_job(tmp_path, "maker"), as_job(tmp_path, "reader")
     maker.output, reader.input = [str(path)], [str(path)]
-    write_record(maker, "cpu", 0.0, 0.0)
+    write_record(maker, check_inputs(maker), "cpu", 0.0, 0.0)
     check_inputs(reader)
     content = path.read_bytes()
     for damaged in (*cut(content), *flipped(content, 20)):

@@ -32,7 +32,7 @@ def run(root, rule, inputs, outputs, name="all", **params):
         output=[str(root / file) for file in outputs],
         log=[str(root / "logs" / rule / f"{name}.log")],
     )
-    write_record(job, "cpu", 1_000_000.0, 1.25)
+    write_record(job, check_inputs(job), "cpu", 1_000_000.0, 1.25)
 
 
 @pytest.fixture

@@ -12,18 +12,15 @@ import pytest
 import yaml
 from PIL import Image
 
+import studies
+
 CHECKPOINT = "results/{study}/tiny/lenet5/seed{seed}/training/well_trained.safetensors"
 
 
-def snakemake(repository: Path, folder: Path, *arguments: str | Path, **environment: str) -> str:
-    """Run Snakemake on the project's Snakefile with results in `folder`; return what it printed."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", repository / "Snakefile", "--directory", folder]
-    result = subprocess.run(
-        [*map(str, command), "--cores", "1", *map(str, arguments)],
-        capture_output=True, text=True, env={**os.environ, **environment}, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result.stdout + result.stderr
+def snakemake(repository: Path, study: Path, target: str, *arguments: str, **environment: str) -> str:
+    """Run Snakemake for one file of a study, in the folder where that lies; return what it printed."""
+    ended = studies.run(repository, study, target, *arguments, env={**os.environ, **environment})
+    return studies.complete(ended)
 
 
 def write_study(folder: Path, name: str, data: Path, **changes: object) -> Path:
@@ -40,13 +37,6 @@ def write_study(folder: Path, name: str, data: Path, **changes: object) -> Path:
     return path
 
 
-def planned(output: str) -> set[str]:
-    """Return the rules of the table of jobs that a dry run prints."""
-    table = output.split("job  ")[-1] if "Nothing to be done" not in output else ""
-    rows = [line.split() for line in table.splitlines()]
-    return {row[0] for row in rows if len(row) == 2 and row[1].isdigit()} - {"total"}
-
-
 @pytest.fixture(scope="module")
 def trained(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A folder in which a model has been trained on a tiny image folder, with a store beside, and the image folder."""
@@ -61,7 +51,7 @@ def trained(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
                 Image.fromarray(pixels).save(data / part / label / f"{number}.png")
     study = write_study(folder, "first", data)
     target = CHECKPOINT.format(study="first", seed=0)
-    snakemake(repository, folder, target, "--configfile", study, NNSCAN_STORE=str(folder / "store"))
+    snakemake(repository, study, target, NNSCAN_STORE=str(folder / "store"))
     return folder, data
 
 
@@ -71,20 +61,20 @@ def test_a_second_study_takes_data_and_checkpoint_from_the_store(repository: Pat
     subprocess.run(["cp", "-a", str(data), str(elsewhere)], check=True)
     study = write_study(folder, "second", elsewhere, scan={"samples": 3})
     target = CHECKPOINT.format(study="second", seed=0)
-    snakemake(repository, folder, target, "--configfile", study, NNSCAN_STORE=str(folder / "store"))
+    snakemake(repository, study, target, NNSCAN_STORE=str(folder / "store"))
     for rule, name in (("prepare_data", "tiny"), ("train_model", "tiny_lenet5_0")):
         assert "taken from the store" in (folder / f"results/second/logs/{rule}/{name}.log").read_text(encoding="utf-8")
     first = folder / CHECKPOINT.format(study="first", seed=0)
     for path in first.parent.iterdir():
         assert (folder / target).with_name(path.name).read_bytes() == path.read_bytes()
-    assert not planned(snakemake(repository, folder, target, "--dry-run", "--configfile", study))
+    assert not studies.planned(snakemake(repository, study, target, "--dry-run"))
 
 
 def test_another_protocol_is_not_taken_from_the_store(repository: Path, trained: tuple[Path, Path]) -> None:
     folder, data = trained
     study = write_study(folder, "third", data, training={"epochs": 4, "overfitting_epochs": 5})
     target = CHECKPOINT.format(study="third", seed=0)
-    snakemake(repository, folder, target, "--configfile", study, NNSCAN_STORE=str(folder / "store"))
+    snakemake(repository, study, target, NNSCAN_STORE=str(folder / "store"))
     log = (folder / "results/third/logs/train_model/tiny_lenet5_0.log").read_text(encoding="utf-8")
     assert "taken from the store" not in log
 
@@ -105,7 +95,7 @@ def test_a_change_of_the_configuration_reruns_what_depends_on_it(
     folder, data = trained
     study = write_study(folder, "first", data, **change)
     target = CHECKPOINT.format(study="first", seed=seed)
-    assert planned(snakemake(repository, folder, target, "--dry-run", "--configfile", study)) == rules
+    assert studies.planned(snakemake(repository, study, target, "--dry-run")) == rules
 
 
 def test_a_change_of_the_data_reruns_what_depends_on_them(repository: Path, trained: tuple[Path, Path]) -> None:
@@ -114,12 +104,10 @@ def test_a_change_of_the_data_reruns_what_depends_on_them(repository: Path, trai
     added = data / "train/cat/added.png"
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(added)
     try:
-        output = snakemake(
-            repository, folder, CHECKPOINT.format(study="first", seed=0), "--dry-run", "--configfile", study
-        )
+        output = snakemake(repository, study, CHECKPOINT.format(study="first", seed=0), "--dry-run")
     finally:
         added.unlink()
-    assert planned(output) == {"prepare_data", "train_model"}
+    assert studies.planned(output) == {"prepare_data", "train_model"}
 
 
 def test_a_new_version_of_a_package_reruns_what_uses_it(
@@ -131,8 +119,8 @@ def test_a_new_version_of_a_package_reruns_what_uses_it(
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n", encoding="utf-8")
     target = CHECKPOINT.format(study="first", seed=0)
-    output = snakemake(repository, folder, target, "--dry-run", "--configfile", study, PYTHONPATH=str(tmp_path))
-    assert planned(output) == {"train_model"}
+    output = snakemake(repository, study, target, "--dry-run", PYTHONPATH=str(tmp_path))
+    assert studies.planned(output) == {"train_model"}
 
 
 def test_the_checkpoint_is_traced_to_its_data(trained: tuple[Path, Path]) -> None:

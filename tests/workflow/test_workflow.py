@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import studies
 from nnscan.artifacts import read_frame, read_provenance
 from nnscan.configuration import read_study
 from nnscan.layout import Layout
@@ -126,10 +127,7 @@ def planned(repository: Path, folder: Path, package: Path) -> set[str]:
     output = complete(
         snakemake(repository, folder, "--dry-run", "--cores", "2", "--configfile", study, package=package)
     )
-    table = output.split("job  ")[-1] if "Nothing to be done" not in output else ""
-    return {line.split()[0] for line in table.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit()} - {
-        "all", "total",
-    }  # fmt: skip
+    return studies.planned(output)
 
 
 @pytest.mark.parametrize(
