@@ -130,8 +130,6 @@ DIGITS = 1797
 UNKNOWN_CLASSES = 10
 """Classes of an image folder that is not there; only the class scores depend on them."""
 
-"""Options of a factory that change nothing but the class scores."""
-
 LIVE = {"mnist": {1: 0.26, 2: 0.32, 4: 0.43, 8: 0.69}, "digits": {1: 0.70, 4: 0.87}}
 """Measured share of the blocks of b x b pixels that are not all zero, at 32 x 32: a scan passes over the others."""
 
@@ -364,11 +362,12 @@ class Anatomy:
         return self.layers[-1].before
 
     def with_classes(self, count: int) -> Anatomy:
-        """Return the same network of the zoo with another number of classes: its last linear map is their head."""
+        """Return the same network with another number of classes: its last layer is their head."""
         *body, head = self.layers
         inputs, more = head.weights // head.filters, count - head.filters
-        weights, before = count * inputs, head.before + more * inputs
-        head = replace(head, filters=count, weights=weights, products=weights, before=before)
+        weights, products = count * inputs, count * inputs * head.positions
+        before = head.before - head.products + products
+        head = replace(head, filters=count, weights=weights, products=products, before=before)
         parameters, outputs = self.parameters + more * (inputs + 1), self.outputs + more
         return replace(self, layers=(*body, head), parameters=parameters, classes=count, outputs=outputs)
 
@@ -614,7 +613,7 @@ def measure_machine(start: float) -> Machine:
     optimizer = torch.optim.Adam([weights])
     with _one_thread():
         with torch.inference_mode():
-            products = 32 * a.numel() * b.shape[1] / _seconds(lambda: [a @ b for _ in range(32)], 3)
+            products = 16 * a.numel() * b.shape[1] / _seconds(lambda: [a @ b for _ in range(16)], 3)
         optimizer.step()
         return Machine(start, products, _seconds(optimizer.step, 3) / len(weights))
 
@@ -1216,8 +1215,9 @@ def estimate(study: Study, cores: int, gpu_macs: float, start: float) -> Estimat
         ours = config.source in ZOO
         fitted = {"in_channels": images.channels, "size": images.side, "classes": images.classes}
         options = {**(fitted if ours else {}), **config.options}
-        # of the zoo it is known how a network depends on the number of classes; its speed hardly does
-        body = repr((config.source, {key: options[key] for key in options if not ours or key != "classes"}, shape))
+        # only the head of these networks depends on the number of classes, and their speed hardly does
+        head = "classes" if ours else "num_classes" if config.source.startswith("torchvision:") else ""
+        body = repr((config.source, {key: value if key != head else None for key, value in options.items()}, shape))
         swept = f"{body} {scan} {samples}"
         trained = f"{body} {training.augmentation} {training.precision} {training.batch_size}"
         if swept not in anatomies or trained not in measured:
@@ -1226,7 +1226,7 @@ def estimate(study: Study, cores: int, gpu_macs: float, start: float) -> Estimat
                 anatomies[swept] = dissect(model, shape, scan, samples)
             if trained not in measured:
                 measured[trained] = measure_speed(model, shape, anatomies[swept], training)
-        anatomy = anatomies[swept].with_classes(options["classes"]) if ours else anatomies[swept]
+        anatomy = anatomies[swept].with_classes(options[head]) if head in options else anatomies[swept]
         checkpoints, seeds = len(layout.checkpoints(name)), len(layout.seeds(name))
         networks.append(Network(study, dataset, name, images, anatomy, checkpoints, len(layout.shards()), seeds))
         speeds.append(measured[trained])

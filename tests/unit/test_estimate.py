@@ -38,6 +38,7 @@ from nnscan.estimate import (
     Images,
     Layer,
     Network,
+    Speed,
     Sweeps,
     Work,
     count_images,
@@ -250,6 +251,28 @@ def test_a_network_of_the_zoo_with_another_number_of_classes(source):
 
     ten, many = found(10), found(37)
     assert ten.with_classes(37) == replace(many, sweeps=ten.sweeps)
+
+
+def test_a_network_of_torchvision_with_another_number_of_classes():
+    def found(classes: int) -> Anatomy:
+        model = build_model("torchvision:resnet18", {"num_classes": classes})
+        return dissect(model, (3, 64, 64), ScanConfig(block=16), 100)
+
+    few, many = found(10), found(200)
+    assert few.with_classes(200) == replace(many, sweeps=few.sweeps)
+
+
+def test_networks_that_differ_in_their_classes_are_measured_once(repository, monkeypatch):
+    values = yaml.safe_load((repository / "config/studies/smoke.yaml").read_text(encoding="utf-8"))
+    named = {"ten": {"num_classes": 10}, "twenty": {"num_classes": 20}, "thousand": {}}
+    source = "torchvision:resnet18"
+    values["models"] = [{"name": name, "source": source, "options": options} for name, options in named.items()]
+    values["datasets"] = [{"name": "digits", "source": "digits", "channels": 3}]
+    measured = []
+    monkeypatch.setattr("nnscan.estimate.measure_speed", lambda *_: measured.append(1) or Speed(1e9, 1e9))
+    found = estimate(parse_study(values), 2, 2e12, 1.0)
+    assert [network.parameters for network in found.networks] == [11_181_642, 11_186_772, 11_689_512]
+    assert len(measured) == 2  # an option that is not given is another factory call
 
 
 def test_layers_of_lenet5_by_hand():
