@@ -72,7 +72,10 @@ def write_record(snakemake: Any, read: Mapping[str, str], device: str, started: 
     log = Path(snakemake.log[0])
     root, name = log.parents[2], log.stem
     params = json.loads(json.dumps(dict(snakemake.params.items()), default=str))
-    outputs = {_within(root, path): _file_entry(path, f"{snakemake.rule}/{name}") for path in _paths(snakemake.output)}
+    outputs = {
+        _within(root, path): {"digest": file_digest(path), "job": f"{snakemake.rule}/{name}"}
+        for path in _paths(snakemake.output)
+    }
     record = Record(
         rule=snakemake.rule,
         wildcards={key: str(value) for key, value in snakemake.wildcards.items()},
@@ -132,25 +135,6 @@ def _entry_path(root: Path, path: str) -> Path:
     return root / FOLDER / "files" / f"{path}.json"
 
 
-def _stamp(path: str | Path) -> list[int]:
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _file_entry(path: str, job: str) -> dict[str, Any]:
-    return {"digest": file_digest(path), "stamp": _stamp(path), "job": job}
-
-
-def _known_digest(root: Path, path: str) -> str:
-    """Return a file's digest: the one recorded when it was written if size and time are still those, else computed."""
-    place = _entry_path(root, _within(root, path))
-    if place.is_file():
-        entry = _read_json(place)
-        if entry.get("stamp") == _stamp(path):
-            return str(entry["digest"])
-    return file_digest(path)
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -159,7 +143,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); delete it, and the file that it describes") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} is damaged (no JSON object); delete it, and the file that it describes")
@@ -270,7 +254,7 @@ def _state(root: Path, path: str, recorded: str) -> str:
         place = Path(path)
     if not place.is_file():
         return "missing"
-    return "unchanged" if _known_digest(root, str(place)) == recorded else "changed"
+    return "unchanged" if file_digest(place) == recorded else "changed"
 
 
 def described(origin: Origin) -> str:

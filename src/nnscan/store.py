@@ -63,7 +63,7 @@ def _fetch(entry: Path, paths: Mapping[str, Path]) -> bool:
         return False
     try:
         _copy(entry, paths)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("%s is damaged (%s) and will be made anew", entry, error)
         for path in paths.values():
             path.unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def _fetch(entry: Path, paths: Mapping[str, Path]) -> bool:
 
 
 def _copy(entry: Path, paths: Mapping[str, Path]) -> None:
-    """Copy an entry's files to their places, or raise a ValueError, KeyError or TypeError that says what is wrong."""
+    """Copy an entry's files to their places, or raise an error that `_fetch` names."""
     digests = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))["files"]
     if set(digests) != set(paths) or not all((entry / name).is_file() for name in paths):
         raise ValueError("its files are not those of the job")

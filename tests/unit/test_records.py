@@ -106,11 +106,6 @@ def test_a_source_that_was_made_anew_since_then_has_no_record_of_its_old_form(st
     assert (source.recorded, source.state, source.record) == (before, "changed", None)
 
 
-def test_a_file_that_did_not_change_since_it_was_written_is_not_read_again(study, monkeypatch):
-    monkeypatch.setattr("nnscan.records.file_digest", lambda path: pytest.fail(f"{path} was read"))
-    assert trace(study / "tables/slides_4-2.csv").state == "unchanged"
-
-
 def test_a_file_without_a_record_is_refused_with_the_reason(study, tmp_path):
     with pytest.raises(ArtifactError, match="does not exist; run the stage"):
         trace(study / "tables/none.csv")

@@ -47,7 +47,7 @@ def test_whatever_differs_gives_another_entry(tmp_path, store, change):
     assert work(tmp_path / "two", {**IDENTITY, **change}, "other") == (False, ["other a.csv", "other b.bin"])
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "absent", "manifest", "foreign manifest"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "absent", "manifest", "deep manifest", "foreign manifest"])
 def test_a_damaged_entry_is_made_anew(tmp_path, store, damage, caplog):
     work(tmp_path / "one", IDENTITY)
     (entry,) = (store / "train").iterdir()
@@ -59,6 +59,8 @@ def test_a_damaged_entry_is_made_anew(tmp_path, store, damage, caplog):
         (entry / "b.bin").unlink()
     elif damage == "manifest":
         (entry / "manifest.json").write_text("{")
+    elif damage == "deep manifest":
+        (entry / "manifest.json").write_text("[" * 100_000)
     else:
         (entry / "manifest.json").write_text(json.dumps({"files": {"../a.csv": ""}}))
     assert work(tmp_path / "two", IDENTITY, "anew") == (False, ["anew a.csv", "anew b.bin"])
