@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,6 +84,8 @@ def running(repository: Path, config: Path, *arguments: str, cores: int = 1) -> 
         process = subprocess.Popen(
             command(repository, config, *arguments, cores=cores),
             stdout=stream, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            # who starts the tests in the background has them ignore Ctrl-C, and all that they start
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     try:
         yield process
