@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from nnscan.errors import ConfigurationError, did_you_mean
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Stage = Literal["theses"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "thesis": {
@@ -310,6 +311,10 @@ class ExperimentsConfig(_Closed):
     )
 
 
+def _default_stages() -> list[Stage]:
+    return ["theses"]
+
+
 class Study(_Closed):
     """A study: data sets x models x seeds, and what is measured on them."""
 
@@ -332,6 +337,10 @@ class Study(_Closed):
         min_length=1,
         description="seeds of initialisation, data order and random draws",
     )
+    stages: list[Stage] = Field(
+        default_factory=_default_stages, min_length=1,
+        description="what is measured: theses, which are NNS, FQ, TIP, SAF and similarity with their experiments",
+    )  # fmt: skip
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
         "auto", description="where models run: auto (a GPU where torch sees one, else the CPU), cpu, cuda, cuda:1, mps"
     )
@@ -353,12 +362,12 @@ class Study(_Closed):
             raise ValueError(f"names must differ, found twice: {', '.join(twice)}")
         return entries
 
-    @field_validator("seeds")
+    @field_validator("seeds", "stages")
     @classmethod
-    def _unique_seeds(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("seeds must differ")
-        return seeds
+    def _unique_entries(cls, entries: list[Any], info: ValidationInfo) -> list[Any]:
+        if len(set(entries)) < len(entries):
+            raise ValueError(f"{info.field_name} must differ")
+        return entries
 
     @model_validator(mode="after")
     def _models_choose_from_the_study(self) -> Self:

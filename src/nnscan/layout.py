@@ -6,13 +6,13 @@ Nothing here imports torch: every job of a cluster parses the Snakefile again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnscan.artifacts import file_digest
-from nnscan.configuration import ModelConfig, Study
+from nnscan.configuration import ModelConfig, Stage, Study
 from nnscan.places import data_state
 
 CUTTABLE = {"simple_cnn": 3, "vgg11": 8, "vgg16": 13}
@@ -26,11 +26,13 @@ class Figure(NamedTuple):
         rule: The rule that draws it.
         title: What it shows.
         caption: How to read it.
+        stage: The stage of a study that asks for it.
     """
 
     rule: str
     title: str
     caption: str
+    stage: Stage = "theses"
 
 
 FIGURES = {
@@ -185,12 +187,12 @@ FIGURES = {
 }
 """The figures of a data set and model, by file name, in the order of the report."""
 
-TABLES = (
+TABLES: Mapping[str, Stage] = dict.fromkeys((
     "slides_3-3", "slides_3-4", "slides_4-2", "slides_4-3", "slides_4-4", "slides_4-5", "slides_5-1", "slides_5-2",
     "slides_5-3", "slides_6-2", "slides_6-3", "slides_6-4", "slides_6-5",
     "thesis_4-1", "thesis_4-2", "thesis_5-1", "thesis_5-1_layers",
-)  # fmt: skip
-"""The published tables that are rendered."""
+), "theses")  # fmt: skip
+"""The published tables that are rendered, and the stage of a study that asks for each."""
 
 CHECKPOINTS = ("well_trained", "overfitted")
 
@@ -330,26 +332,32 @@ class Layout:
 
     def run_names(self, key: RunKey) -> list[str]:
         """Return what tables and figures need of a run, relative to its folder; other files there are leftovers."""
-        names = ["training/history.csv", "training/results.csv", "averages/averages.h5"]
-        names += [
-            f"metrics/well_trained/{name}.parquet" for name in ("quantity", "diversity", "properties", "similarity")
-        ]
+        names = ["training/history.csv", "training/results.csv"]
+        if "theses" in self.study.stages:
+            names += self._of_theses(key.model)
+        return names
+
+    def _of_theses(self, model: str) -> list[str]:
+        names = ["averages/averages.h5"]
         names += [
             f"metrics/well_trained/{name}.parquet"
-            for name in ("quantity_layers", "knowledge", "agreement", "distances", "winners")
+            for name in (
+                *("quantity", "diversity", "properties", "similarity"),
+                *("quantity_layers", "knowledge", "agreement", "distances", "winners"),
+                *("classes", "measures", "localisation"),
+            )
         ]
-        names += [f"metrics/well_trained/{name}.parquet" for name in ("classes", "measures", "localisation")]
-        checkpoints = self.checkpoints(key.model)
+        checkpoints = self.checkpoints(model)
         names += [
             f"metrics/{checkpoint}/{name}.parquet" for checkpoint in checkpoints for name in ("anomaly", "outliers")
         ]
         names += [f"experiments/{name}.parquet" for name in EXPERIMENTS]
-        if key.model in self.trained():
+        if model in self.trained():
             names.append("experiments/filter_types.parquet")
         if "overfitted" in checkpoints:
             names += ["training/overfitted_history.csv", "training/overfitted_results.csv"]
             names.append("metrics/anomaly_history.parquet")
-        if self.cuttable(key.model):
+        if self.cuttable(model):
             names += ["experiments/layers.parquet", "experiments/layers_histories.parquet"]
         return names
 
@@ -370,7 +378,15 @@ class Layout:
 
     def tables(self) -> list[str]:
         """Return the files of the study's tables."""
-        return [f"{self.root}/tables/{table}.{form}" for table in TABLES for form in FORMATS]
+        return [f"{self.root}/tables/{table}.{form}" for table in self.table_names() for form in FORMATS]
+
+    def table_names(self) -> list[str]:
+        """Return the tables that the study's stages ask for."""
+        return [name for name, stage in TABLES.items() if stage in self.study.stages]
+
+    def figure_names(self) -> list[str]:
+        """Return the figures of each data set and model that the study's stages ask for."""
+        return [name for name, figure in FIGURES.items() if figure.stage in self.study.stages]
 
     def figures_of(self, rule: str) -> dict[str, str]:
         """Return the titles of the figures that a rule draws, by name."""
@@ -381,7 +397,7 @@ class Layout:
         return [
             f"{self.root}/figures/{dataset}/{model}/{figure}.png"
             for dataset, model in self.networks()
-            for figure in FIGURES
+            for figure in self.figure_names()
         ]
 
     def pages(self) -> dict[str, str]:
@@ -389,6 +405,7 @@ class Layout:
         return {
             f"{self.root}/figures/{dataset}/{model}/similarity.png": self.page.format(dataset=dataset, model=model)
             for dataset, model in self.networks()
+            if "similarity" in self.figure_names()
         }
 
     @property
@@ -399,10 +416,10 @@ class Layout:
     def captioned_figures(self, networks: Iterable[tuple[str, str]]) -> list[list[str]]:
         """Return title, explanation and file of each figure of some data sets and models, in the report's order."""
         return [
-            [f"{figure.title}: {model} on {dataset}", figure.caption,
+            [f"{FIGURES[name].title}: {model} on {dataset}", FIGURES[name].caption,
              f"{self.root}/figures/{dataset}/{model}/{name}.png"]
             for dataset, model in networks
-            for name, figure in FIGURES.items()
+            for name in self.figure_names()
         ]  # fmt: skip
 
 

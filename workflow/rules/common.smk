@@ -16,7 +16,6 @@ from nnscan.gaps import (
 from nnscan.layout import (
     CHECKPOINTS,
     CUTTABLE,
-    TABLES,
     Layout,
     either,
 )

@@ -8,7 +8,7 @@ rule write_report:
             for file in layout.run_files(run)
             if file.endswith("results.csv")
         ],
-        tables=expand(f"{layout.root}/tables/{{table}}.csv", table=TABLES),
+        tables=expand(f"{layout.root}/tables/{{table}}.csv", table=layout.table_names()),
         claims=f"{layout.root}/claims.csv",
         template=local(f"{workflow.basedir}/src/nnscan/templates/report.html.j2"),
     output:
@@ -25,7 +25,7 @@ rule write_report:
     params:
         study=study.study,
         runs=[[*run, layout.run_names(run)] for run in layout.runs()],
-        tables=list(TABLES),
+        tables=layout.table_names(),
         root=lambda wildcards, output: dirname(output.report),
         missing=[],
         figures=layout.captioned_figures(layout.networks()),
@@ -43,7 +43,9 @@ use rule write_report as write_partial_report with:
             image
             for _, _, image in layout.captioned_figures(complete_networks(layout))
         ],
-        tables=expand(f"{layout.root}/partial/tables/{{table}}.csv", table=TABLES),
+        tables=expand(
+            f"{layout.root}/partial/tables/{{table}}.csv", table=layout.table_names()
+        ),
         claims=f"{layout.root}/partial/claims.csv",
         template=local(f"{workflow.basedir}/src/nnscan/templates/report.html.j2"),
     output:
@@ -57,7 +59,7 @@ use rule write_report as write_partial_report with:
         runs=lambda wildcards: [
             [*run, layout.run_names(run)] for run in complete_runs(layout)
         ],
-        tables=list(TABLES),
+        tables=layout.table_names(),
         root=lambda wildcards, output: dirname(dirname(output.report)),
         missing=lambda wildcards: sentences(gaps(layout)),
         figures=lambda wildcards: layout.captioned_figures(complete_networks(layout)),

@@ -1,11 +1,13 @@
 rule render_tables:
     input:
         [file for run in layout.runs() for file in layout.run_files(run)],
-        published=local(expand(f"{published}/{{table}}.csv", table=TABLES)),
+        published=local(
+            expand(f"{published}/{{table}}.csv", table=layout.table_names())
+        ),
         claims=local(f"{published}/claims.csv"),
     output:
         report(
-            expand(f"{layout.root}/tables/{{table}}.html", table=TABLES),
+            expand(f"{layout.root}/tables/{{table}}.html", table=layout.table_names()),
             caption="../report/table.rst",
             category="Tables",
         ),
@@ -28,7 +30,8 @@ rule render_tables:
         root=lambda wildcards, output: dirname(output.claims),
         runs=[[*run, layout.run_names(run)] for run in layout.runs()],
         of=len(layout.runs()),
-        tables=list(TABLES),
+        tables=layout.table_names(),
+        figures=layout.figure_names(),
         code=source_digest("claims", "rendering", "tables"),
     message:
         "Rendering the tables beside the published ones, and judging the claims"
@@ -41,7 +44,9 @@ use rule render_tables as render_partial_tables with:
         lambda wildcards: [
             file for run in complete_runs(layout) for file in layout.run_files(run)
         ],
-        published=local(expand(f"{published}/{{table}}.csv", table=TABLES)),
+        published=local(
+            expand(f"{published}/{{table}}.csv", table=layout.table_names())
+        ),
         claims=local(f"{published}/claims.csv"),
     output:
         [
@@ -59,7 +64,8 @@ use rule render_tables as render_partial_tables with:
             [*run, layout.run_names(run)] for run in complete_runs(layout)
         ],
         of=len(layout.runs()),
-        tables=list(TABLES),
+        tables=layout.table_names(),
+        figures=layout.figure_names(),
         code=source_digest("claims", "rendering", "tables"),
     message:
         "Rendering tables of the runs that are complete"

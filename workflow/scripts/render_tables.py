@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnscan.claims import evaluate_claims, read_claims
-from nnscan.contents import TABLES
+from nnscan.contents import CONTENTS, TABLES
 from nnscan.errors import ArtifactError
 from nnscan.jobs import job
 from nnscan.rendering import marked_as_partial, render, write_csv
@@ -25,5 +25,7 @@ with job(snakemake):
         if partial:
             table, frame = replace(table, title=f"{table.title} ({partial})"), marked_as_partial(frame, partial)
         render(frame, table, folder / "tables")
-    claims = evaluate_claims(read_claims(snakemake.input.claims), runs)
-    write_csv(snakemake.output.claims, marked_as_partial(claims, partial) if partial else claims)
+    shown = {*params.tables, *params.figures}
+    claims = [claim for claim in read_claims(snakemake.input.claims) if CONTENTS[claim.table].shown in shown]
+    judged = evaluate_claims(claims, runs)
+    write_csv(snakemake.output.claims, marked_as_partial(judged, partial) if partial else judged)
