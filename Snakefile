@@ -9,6 +9,7 @@ include: "workflow/rules/averages.smk"
 include: "workflow/rules/scan.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/experiments.smk"
+include: "workflow/rules/systems.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/report.smk"
 

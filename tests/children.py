@@ -214,7 +214,7 @@ def _weights(path: Path) -> None:
 
 def _state(path: Path) -> None:
     trainer = nnscan.training._Trainer(nn.Linear(500, 500), Protocol(), "regular", 0, 0)
-    nnscan.training._save_state(path, "key", trainer)
+    nnscan.training.save_state(path, "key", trainer.state())
 
 
 def _numbers() -> pd.DataFrame:

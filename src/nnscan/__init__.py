@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnscan.anomaly import anomaly_filters
+    from nnscan.broden import read_broden, write_broden
     from nnscan.dimension import two_nn
+    from nnscan.dissection import network_dissection
     from nnscan.models import load_model
     from nnscan.properties import interpretable_properties
     from nnscan.quantity import feature_quantity
@@ -24,9 +26,12 @@ _HOMES = {
     "interpretable_properties": "properties",
     "learning_images": "scanner",
     "load_model": "models",
+    "network_dissection": "dissection",
+    "read_broden": "broden",
     "scan": "scanner",
     "similarity": "similarities",
     "two_nn": "dimension",
+    "write_broden": "broden",
 }
 
 __all__ = [
@@ -36,9 +41,12 @@ __all__ = [
     "interpretable_properties",
     "learning_images",
     "load_model",
+    "network_dissection",
+    "read_broden",
     "scan",
     "similarity",
     "two_nn",
+    "write_broden",
 ]
 
 

@@ -298,8 +298,16 @@ def _by_id(store: Store, path: str, fields: Sequence[str]) -> dict[str, tuple[st
     return table
 
 
-def _inside(place: str, name: str) -> str:
-    """Return a file name from a list if it cannot leave the folder that it is relative to, on any system."""
+def inside(place: str, name: str) -> str:
+    """Return a file name from a list if it cannot leave the folder that it is relative to, on any system.
+
+    Args:
+        place: Where the name stands, for messages.
+        name: The name.
+
+    Raises:
+        DataError: It is absolute, goes upwards or holds a zero byte.
+    """
     path = PureWindowsPath(name)
     if path.anchor or ".." in path.parts or "\0" in name:
         raise DataError(f"{place}: {name!r} leaves the data set's folder; correct the line")
@@ -395,25 +403,62 @@ def _camvid(store: Store, wanted: Sequence[str] | None) -> Catalogue:
     `classes.txt` names the values of the label images, one class a line; `train` and `val` (our test part) each hold
     `images/<name>.<any>` and `labels/<name>.png`.
     """
-    known = [label for _, [label] in _rows(store, "classes.txt", ("class",))]
+    known = camvid_classes(store)
     chosen = _choose(store.where("classes.txt"), known, CAMVID_CLASSES if wanted is None else wanted)
     samples = {}
     for part, folder in (("train", "train"), ("test", "val")):
-        images, labels = _by_stem(store, f"{folder}/images"), _by_stem(store, f"{folder}/labels")
-        for one, other, kind in ((images, labels, "label image"), (labels, images, "image")):
-            alone = sorted(set(one) - set(other))
-            if alone:
-                raise DataError(
-                    f"{store.where(one[alone[0]])} has no {kind} of the same name in {store.where(folder)}; add it"
-                )
-        stems = sorted(labels)
-        paths = [labels[stem] for stem in stems]
+        images, paths = _frames(store, folder)
         samples[part] = [
             sample
             for position, content in tqdm(store.read(paths), f"reading {part} labels", len(paths), disable=None)
-            for sample in _frame(store, images[stems[position]], paths[position], content, known, chosen)
+            for sample in _frame(store, images[position], paths[position], content, known, chosen)
         ]
     return Catalogue(chosen, samples)
+
+
+def camvid_frames(store: Store, part: str) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Read the whole frames of CamVid with all their labels.
+
+    Args:
+        store: The data set's files.
+        part: `"train"` or `"val"`.
+
+    Yields:
+        Name, image (H, W, 3) and classes (H, W) of each frame, positions in `camvid_classes`, by name.
+
+    Raises:
+        DataError: A file is missing, damaged or contradicts another.
+    """
+    known = camvid_classes(store)
+    images, labels = _frames(store, part)
+    for image, path in zip(images, labels, strict=True):
+        where = store.where(image)
+        pixels = np.asarray(decode_image(where, _content(store, image)).convert("RGB"))
+        values = _labels_of(store, path, _content(store, path), known)
+        check_same_size(store.where(path), values.shape, pixels.shape[:2])
+        yield PurePosixPath(image).stem, pixels, values
+
+
+def camvid_classes(store: Store) -> list[str]:
+    """Return the names of CamVid's classes, in the order of the values of its label images.
+
+    Raises:
+        DataError: The list is missing or damaged.
+    """
+    return [label for _, [label] in _rows(store, "classes.txt", ("class",))]
+
+
+def _frames(store: Store, folder: str) -> tuple[list[str], list[str]]:
+    """Return the images and the label images of a part of CamVid, in the same order."""
+    images, labels = _by_stem(store, f"{folder}/images"), _by_stem(store, f"{folder}/labels")
+    for one, other, kind in ((images, labels, "label image"), (labels, images, "image")):
+        alone = sorted(set(one) - set(other))
+        if alone:
+            raise DataError(
+                f"{store.where(one[alone[0]])} has no {kind} of the same name in {store.where(folder)}; add it"
+            )
+    stems = sorted(labels)
+    return [images[stem] for stem in stems], [labels[stem] for stem in stems]
 
 
 def _by_stem(store: Store, folder: str) -> dict[str, str]:
@@ -428,15 +473,21 @@ def _by_stem(store: Store, folder: str) -> dict[str, str]:
     return stems
 
 
-def _frame(
-    store: Store, image: str, path: str, content: bytes, known: Sequence[str], chosen: Sequence[str]
-) -> Iterator[Sample]:
+def _labels_of(store: Store, path: str, content: bytes, known: Sequence[str]) -> NDArray[np.uint8]:
+    """Return the classes (H, W) of a frame's pixels."""
     values = _label_image(store, path, content)
     if values.max() >= len(known):
         raise DataError(
             f"{store.where(path)} holds the value {values.max()}, but {store.where('classes.txt')} names "
             f"{len(known)} classes from 0; correct one of them"
         )
+    return values
+
+
+def _frame(
+    store: Store, image: str, path: str, content: bytes, known: Sequence[str], chosen: Sequence[str]
+) -> Iterator[Sample]:
+    values = _labels_of(store, path, content, known)
     for label in chosen:
         value = known.index(label)
         numbers = _components(values == value)
@@ -487,13 +538,13 @@ def _det(store: Store, wanted: Sequence[str] | None) -> Catalogue:
     for synset, (place, [number, name]) in synsets.items():
         if name not in chosen:
             continue
-        path = f"ImageSets/DET/train_{_inside(place, number)}.txt"
+        path = f"ImageSets/DET/train_{inside(place, number)}.txt"
         for line, (image, mark) in _rows(store, path, ("image", "mark")):
             if _one_of(line, "mark", mark, ("-1", "0", "1")) == "1":
-                complete.setdefault(_inside(line, image), []).append(synset)
+                complete.setdefault(inside(line, image), []).append(synset)
     every = list(names)
     listed = {
-        _inside(place, image): every for place, [image, _] in _rows(store, "ImageSets/DET/val.txt", ("image", "index"))
+        inside(place, image): every for place, [image, _] in _rows(store, "ImageSets/DET/val.txt", ("image", "index"))
     }
     return Catalogue(
         chosen,
@@ -568,7 +619,7 @@ def _cub(store: Store, wanted: Sequence[str] | None, outlines: str) -> Catalogue
         category = names[_one_of(line, "class", label, names)]
         line, [training] = tables["train_test_split.txt"][number]
         part = "train" if _one_of(line, "is_training_image", training, ("0", "1")) == "1" else "test"
-        image = f"images/{_inside(place, name)}"
+        image = f"images/{inside(place, name)}"
         if category not in chosen:
             continue
         outline: Outline
@@ -611,7 +662,7 @@ def _voc(store: Store, wanted: Sequence[str] | None) -> Catalogue:
             if name in seen:
                 raise DataError(f"{place}: {name} stands already in {seen[name]}; remove one of the lines")
             seen[name] = place
-            names.append(_inside(place, name))
+            names.append(inside(place, name))
         labels = [f"SegmentationClass/{name}.png" for name in names]
         for position, content in tqdm(store.read(labels), f"reading {part} labels", len(labels), disable=None):
             values = _label_image(store, labels[position], content)

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import struct
 import sys
 import tempfile
@@ -213,13 +214,60 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def _is_abandoned(temporary: Path) -> bool:
-    """Return whether the process that wrote a temporary file is gone, and with it the lock that it held."""
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
+
+    Temporary folders that killed processes have left there for the same target are removed.
+
+    Raises:
+        ArtifactError: There is something at `path` that is no empty folder, the disk is full, or the folder above is
+            not writable; nothing is left behind.
+    """
+    target = Path(path)
+    if target.exists() and not (target.is_dir() and next(target.iterdir(), None) is None):
+        raise ArtifactError(f"{target} exists already; delete it, or choose another place")
+    handle: int | None = None
+    temporary: Path | None = None
     try:
-        with open(temporary, "rb+") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for other in target.parent.glob(f".{glob.escape(target.name)}.????????"):
+            if other.is_dir() and _is_abandoned(other):
+                shutil.rmtree(other, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        handle = os.open(temporary, os.O_RDONLY)
+        with suppress(OSError):  # where folders cannot be locked, none counts as abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, target)
+    except OSError as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(
+            f"cannot write {target}: {os.strerror(error.errno) if error.errno else error}. "
+            "Free some space or choose another folder."
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Return whether the process that wrote a temporary file or folder is gone, and with it the lock that it held."""
+    try:
+        # shared disks lock a file for those only who may write to it
+        handle = os.open(temporary, os.O_RDONLY if temporary.is_dir() else os.O_RDWR)
     except OSError:
         return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
     return True
 
 

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from nnscan.contents import CONTENTS, STATISTICS
+from nnscan.contents import CONTENTS, OVER_RUNS, STATISTICS
 from nnscan.errors import ArtifactError, ConfigurationError, did_you_mean
-from nnscan.tables import Run, UndefinedStatistic, named_seeds, records_of, sort_key, typed
+from nnscan.tables import Row, Run, UndefinedStatistic, named_seeds, records_of, sort_key, typed
 
 Verdict = Literal["reproduced", "contradicted", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "contradicted", "inconclusive")
+EVERY = "all"  # models, of a statistic over the runs of a data set
 _CLAIM_COLUMNS = (
     *("id", "table", "dataset", "model", "statement", "direction", "threshold", "unit"),
     *("statistic", "ci_low", "ci_high", "seeds", "undefined", "verdict", "note", "remark", "source"),
@@ -35,7 +36,7 @@ class Claim:
         id: Name of the claim.
         table: Id of the table or figure that it speaks about (`contents.CONTENTS`).
         statement: The claim in a sentence.
-        statistic: Name of a function in `STATISTICS`.
+        statistic: Name of a function in `STATISTICS`, or in `OVER_RUNS`.
         direction: "greater" or "less".
         threshold: The value that the statistic has to exceed or stay under.
         unit: Unit of the statistic.
@@ -69,7 +70,11 @@ def read_claims(path: str | Path) -> list[Claim]:
         raise ArtifactError(f"{path} does not exist; the published claims belong in workflow/published/claims.csv")
     claims = []
     for row in records_of(pd.read_csv(path, dtype=str, keep_default_na=False)):
-        for column, known in (("table", CONTENTS), ("statistic", STATISTICS), ("direction", ("greater", "less"))):
+        for column, known in (
+            ("table", CONTENTS),
+            ("statistic", {**STATISTICS, **OVER_RUNS}),
+            ("direction", ("greater", "less")),
+        ):
             if row[column] not in known:
                 asked = f"claim {row['id']!r} in {path} names the {column} {row[column]!r}"
                 raise ConfigurationError(asked + did_you_mean(row[column], known))
@@ -119,48 +124,67 @@ def evaluate_claims(claims: Iterable[Claim], runs: Sequence[Run]) -> pd.DataFram
 
     Args:
         claims: The claims.
-        runs: The runs; a statistic of one run gives one value, the seeds are the sample.
+        runs: The runs; a statistic of one run gives one value, the seeds are the sample. A statistic over runs takes
+            all of a data set and has an interval of its own; its model is "all".
 
     Returns:
         One row per claim, data set and model: id, table, dataset, model, statement, direction, threshold, unit,
-        statistic (mean over the seeds that have one), ci_low, ci_high (95 % t interval), seeds, undefined (seeds
-        without a value), verdict, note (why a value or an interval is missing), remark and source (of the claim).
+        statistic (mean over the seeds that have one), ci_low, ci_high (95 % t interval), seeds (with a value; for a
+        statistic over runs, runs), undefined (seeds or runs without one), verdict, note (why a value or an interval is
+        missing), remark and source (of the claim).
     """
     groups: dict[tuple[str, str], list[Run]] = {}
+    together: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(runs):
         groups.setdefault((run.dataset, run.model), []).append(run)
+        together.setdefault((run.dataset, EVERY), []).append(run)
     order = sorted(groups, key=lambda group: (group[0], sort_key("model", group[1])))
     rows = []
     for claim in claims:
-        for dataset, model in order:
-            if (claim.models and model not in claim.models) or (claim.datasets and dataset not in claim.datasets):
+        judge, parts = (_over_runs, together) if claim.statistic in OVER_RUNS else (_over_seeds, groups)
+        for dataset, model in together if parts is together else order:
+            if (claim.models and model not in (*claim.models, EVERY)) or (
+                claim.datasets and dataset not in claim.datasets
+            ):
                 continue
-            values: list[float] = []
-            reasons: dict[str, list[int]] = {}
-            for run in groups[dataset, model]:
-                try:
-                    values.append(STATISTICS[claim.statistic](run))
-                except UndefinedStatistic as reason:
-                    reasons.setdefault(str(reason), []).append(run.seed)
-            mean, low, high = interval(values)
-            notes = [f"undefined for {named_seeds(seeds)}: {reason}" for reason, seeds in reasons.items()]
-            if len(values) == 1:
-                notes.append("one seed has a value: no interval")
+            found = judge(claim, parts[dataset, model])
             rows.append(
                 {
                     **{name: getattr(claim, name) for name in ("id", "table")},
                     "dataset": dataset,
                     "model": model,
                     **{name: getattr(claim, name) for name in ("statement", "direction", "threshold", "unit")},
-                    "statistic": mean,
-                    "ci_low": low,
-                    "ci_high": high,
-                    "seeds": len(values),
-                    "undefined": len(groups[dataset, model]) - len(values),
-                    "verdict": verdict(low, high, claim.direction, claim.threshold),
-                    "note": "; ".join(notes),
+                    **found,
+                    "verdict": verdict(found["ci_low"], found["ci_high"], claim.direction, claim.threshold),
                     "remark": claim.remark,
                     "source": claim.source,
                 }
             )
     return typed(pd.DataFrame(rows, columns=_CLAIM_COLUMNS))
+
+
+def _over_seeds(claim: Claim, runs: Sequence[Run]) -> Row:
+    values: list[float] = []
+    reasons: dict[str, list[int]] = {}
+    for run in runs:
+        try:
+            values.append(STATISTICS[claim.statistic](run))
+        except UndefinedStatistic as reason:
+            reasons.setdefault(str(reason), []).append(run.seed)
+    mean, low, high = interval(values)
+    notes = [f"undefined for {named_seeds(seeds)}: {reason}" for reason, seeds in reasons.items()]
+    if len(values) == 1:
+        notes.append("one seed has a value: no interval")
+    return {
+        **{"statistic": mean, "ci_low": low, "ci_high": high, "seeds": len(values)},
+        **{"undefined": len(runs) - len(values), "note": "; ".join(notes)},
+    }
+
+
+def _over_runs(claim: Claim, runs: Sequence[Run]) -> Row:
+    try:
+        value, low, high = OVER_RUNS[claim.statistic](runs)
+    except UndefinedStatistic as reason:
+        nothing = dict.fromkeys(("statistic", "ci_low", "ci_high"), math.nan)
+        return {**nothing, "seeds": 0, "undefined": len(runs), "note": f"undefined: {reason}"}
+    return {"statistic": value, "ci_low": low, "ci_high": high, "seeds": len(runs), "undefined": 0, "note": ""}

@@ -22,7 +22,7 @@ from nnscan.errors import ConfigurationError, did_you_mean
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Stage = Literal["theses"]
+Stage = Literal["theses", "dissection", "dimension", "prototypes"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "thesis": {
@@ -315,6 +315,61 @@ def _default_stages() -> list[Stage]:
     return ["theses"]
 
 
+class DissectionConfig(_Closed):
+    """Network Dissection: which concepts units detect."""
+
+    concepts: Literal["camvid", "broden"] = Field(
+        "camvid", description="labelled images: camvid with the eleven color names, or a folder in Broden's format"
+    )
+    root: str | None = Field(
+        None, description="folder of the labelled images; null: the environment variable NNSCAN_DATA, else data"
+    )
+    side: Positive | None = Field(
+        None, description="camvid: pixels of the shorter side that frames are resized to; null: as they are"
+    )
+    tile: Positive | None = Field(
+        None, description="camvid: side of the squares that frames are cut into, before resizing; null: whole frames, "
+        "which pass networks whose head takes maps of any size"
+    )  # fmt: skip
+    size: Positive | None = Field(
+        None, description="side of the squares to which the network's inputs are resized; null: as the images are"
+    )
+    layers: Literal["convolutional", "all"] | list[str] = Field(
+        "convolutional", description="layers whose units are dissected, behind their activation"
+    )
+    share: Share = Field(0.005, description="share of a unit's activations that lies above its threshold")
+    detector: Share = Field(0.04, description="a unit whose IoU with a concept is above this detects it")
+    least_images: Positive = Field(10, description="labelled images that a concept needs to name a unit")
+    upsampling: Literal["anchored", "plain"] = Field(
+        "anchored", description="of a unit's map: anchored at receptive-field centres, or stretched over the image"
+    )
+    rotations: Positive = Field(3, description="random rotations of the last dissected layer")
+
+
+class DimensionConfig(_Closed):
+    """Intrinsic dimension of representations by TwoNN."""
+
+    samples: Annotated[int, Field(ge=100)] = Field(1000, description="training images, the same for every network")
+    layers: Literal["pools", "all"] | list[str] = Field(
+        "pools", description="pools: input, pooling and linear layers; all: convolutions and linear layers; or names"
+    )
+
+
+class PrototypesConfig(_Closed):
+    """ProtoPNet on the convolutional part of the well-trained networks."""
+
+    per_class: Positive = Field(10, description="prototypes of each class")
+    channels: Positive = Field(128, description="channels of the latent space")
+    warm_epochs: Annotated[int, Field(ge=0)] = Field(
+        5, description="first epochs, in which the convolutional part is fixed"
+    )
+    epochs: Positive = Field(30, description="all epochs before the last push")
+    push_every: Positive = Field(10, description="epochs between pushes; there is one after the last epoch in any case")
+    last_passes: Positive = Field(20, description="passes in which the last layer alone is fitted, after each push")
+    rate_epochs: Positive = Field(5, description="epochs after the warm ones in which rates fall to a tenth")
+    prune: bool = Field(False, description="remove prototypes in the end that do not look like their class")
+
+
 class Study(_Closed):
     """A study: data sets x models x seeds, and what is measured on them."""
 
@@ -339,7 +394,8 @@ class Study(_Closed):
     )
     stages: list[Stage] = Field(
         default_factory=_default_stages, min_length=1,
-        description="what is measured: theses, which are NNS, FQ, TIP, SAF and similarity with their experiments",
+        description="what is measured: theses (NNS, FQ, TIP, SAF and similarity with their experiments), dissection "
+        "(Network Dissection), dimension (TwoNN), prototypes (ProtoPNet)",
     )  # fmt: skip
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
         "auto", description="where models run: auto (a GPU where torch sees one, else the CPU), cpu, cuda, cuda:1, mps"
@@ -352,6 +408,9 @@ class Study(_Closed):
     properties: PropertiesConfig = Field(default_factory=PropertiesConfig, description="interpretable properties TIP")
     anomaly: AnomalyConfig = Field(default_factory=AnomalyConfig, description="anomaly filters SAF")
     experiments: ExperimentsConfig = Field(default_factory=ExperimentsConfig, description="masking and pruning")
+    dissection: DissectionConfig = Field(default_factory=DissectionConfig, description="Network Dissection")
+    dimension: DimensionConfig = Field(default_factory=DimensionConfig, description="intrinsic dimension")
+    prototypes: PrototypesConfig = Field(default_factory=PrototypesConfig, description="ProtoPNet")
 
     @field_validator("datasets", "models")
     @classmethod

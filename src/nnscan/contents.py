@@ -1,4 +1,4 @@
-"""What the two sources show, number by number, and where nnscan shows it.
+"""What the sources show, number by number, and where nnscan shows it.
 
 Every numbered table, and every numbered figure that shows a measurement or a visualisation made by the sources' own
 methods, has an entry. Diagrams of architectures and pictures taken from other papers have none.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nnscan import slides, thesis
+from nnscan import slides, systems, thesis
 
-TABLES = {**slides.TABLES, **thesis.TABLES}
-STATISTICS = {**slides.STATISTICS, **thesis.STATISTICS}
+TABLES = {**slides.TABLES, **thesis.TABLES, **systems.TABLES}
+STATISTICS = {**slides.STATISTICS, **thesis.STATISTICS, **systems.STATISTICS}
+OVER_RUNS = systems.OVER_RUNS
+"""Statistics of all runs of a data set together, with an interval of their own."""
 
 
 class Item(NamedTuple):
@@ -71,4 +73,9 @@ CONTENTS = {
     "thesis_fig_5-2": Item("training curves of the cut networks", "cut_training"),
     "thesis_5-1_layers": Item("layer removal (ch. 5.1)", "thesis_5-1_layers"),
     "thesis_5-1": Item("accuracy after pruning neurons by similarity", "thesis_5-1"),
+    "dissection_detectors": Item("unique detectors by layer", "dissection_detectors"),
+    "dissection_rotation": Item("unique detectors of a rotated layer", "dissection_rotation"),
+    "dimension_layers": Item("intrinsic dimension by layer", "dimension_layers"),
+    "dimension_error": Item("intrinsic dimension of the last hidden layer and test error", "dimension_error"),
+    "prototypes_accuracy": Item("accuracy of ProtoPNet and of its backbone", "prototypes_accuracy"),
 }

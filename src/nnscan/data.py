@@ -599,11 +599,14 @@ def _visible(paths: Iterable[str]) -> list[str]:
     return sorted(path for path in paths if not any(name.startswith(".") for name in PurePosixPath(path).parts))
 
 
-class _FolderStore:
+class FolderStore:
+    """The files of a folder; see `annotations.Store`."""
+
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def listing(self, top: str) -> tuple[list[str], list[str]]:
+        """Return the folders and files below a folder; see `annotations.Store`."""
         folders, files = [], []
         seen = set()
         for folder, below, names in os.walk(self._root / top, followlinks=True):
@@ -617,6 +620,7 @@ class _FolderStore:
         return _visible(folders), _visible(files)
 
     def read(self, paths: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+        """Yield the files' contents in the order of the paths; see `annotations.Store`."""
         for position, path in enumerate(paths):
             try:
                 place = os.stat(self._root / path)
@@ -631,6 +635,7 @@ class _FolderStore:
             yield position, content
 
     def where(self, path: str) -> str:
+        """Return the file's path."""
         return str(self._root / path)
 
 
@@ -723,7 +728,7 @@ class _ArchiveStore:
 def _image_folder(root: Path, size: int | None, channels: int, foreground: Foreground) -> _Source:
     store: Store
     if root.is_dir():
-        store = _FolderStore(root)
+        store = FolderStore(root)
     elif root.is_file() and root.name.endswith((".tar.gz", ".tgz")):
         store = _ArchiveStore(root)
     else:
@@ -865,7 +870,7 @@ def _read_masks(
 def _read_boxes(store: Store, path: str) -> dict[str, NDArray[np.float64]]:
     """Return the boxes (n, 4) as x0, y0, x1, y1 of each image in a CSV file."""
     if Path(path).is_absolute():
-        store, path = _FolderStore(Path(path).parent), Path(path).name
+        store, path = FolderStore(Path(path).parent), Path(path).name
     [(_, content)] = store.read([path])
     where = store.where(path)
     try:
@@ -928,7 +933,7 @@ def _annotated(
             f"{name} not found: looked for {sign} in {root / folder} and {root}. Let root or NNSCAN_DATA name the "
             f"folder that holds {folder}, unpacked"
         )
-    store = _FolderStore(places[0])
+    store = FolderStore(places[0])
     catalogue = read_catalogue(name, store, classes, foreground)
     positions = {label: position for position, label in enumerate(catalogue.classes)}
     labels = {

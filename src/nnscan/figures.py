@@ -892,3 +892,83 @@ def similarity_measures(measures: pd.DataFrame) -> Figure:
     figure.suptitle("Similarity measures on class averages and their pictures (dashed: chance)", y=1.0, fontsize=11)
     figure.tight_layout()
     return figure
+
+
+@dataclass(frozen=True)
+class UnitGallery:
+    """The images on which a unit is most active.
+
+    Attributes:
+        title: What is written above: unit, label, IoU.
+        images: (n, C, H, W) in [0, 1].
+        masks: Where the unit is above its threshold, bool (n, H, W).
+    """
+
+    title: str
+    images: Image
+    masks: NDArray[np.bool_]
+
+
+def unit_galleries(galleries: Sequence[UnitGallery]) -> Figure:
+    """Draw units with the images that activate them most; what lies outside a unit's mask is dimmed."""
+    if not galleries:
+        return _sentence("no unit overlaps with a concept")
+    columns, shown = 2, max(len(gallery.images) for gallery in galleries)
+    height, width = galleries[0].images.shape[2:]
+    rows = -(-len(galleries) // columns)
+    figure = plt.figure(figsize=(1.25 * shown * columns * min(2.0, width / height), 1.6 * rows + 0.4))
+    outer = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.3)
+    for place, gallery in enumerate(galleries):
+        inner = outer[place // columns, place % columns].subgridspec(1, shown, wspace=0.04)
+        for position, (image, mask) in enumerate(zip(gallery.images, gallery.masks, strict=True)):
+            axes = figure.add_subplot(inner[0, position])
+            _show(axes, np.where(mask, image, 0.35 * image))
+            if position == 0:
+                axes.set_title(plain(gallery.title), fontsize=9, loc="left", pad=3)
+    return figure
+
+
+COUNTING_LABELS = {"top": "by each unit's top label", "best": "by the best label in each category"}
+
+
+def unique_detectors(counts: pd.DataFrame) -> Figure:
+    """Draw how many distinct concepts each layer detects, by category and by both ways of counting.
+
+    Args:
+        counts: The tables of `dissection.detector_counts` of all seeds, with the column seed.
+    """
+    layers = counts.sort_values("depth")["layer"].unique().tolist()
+    frame = counts.assign(conv=counts["layer"].map(dict(zip(layers, short_layers(layers), strict=True))))
+    figure, grid = plt.subplots(1, 2, figsize=(max(8.0, 1.3 * len(layers) + 4), 3.8), sharey=True)
+    for axes, (column, label) in zip(grid, COUNTING_LABELS.items(), strict=True):
+        sns.barplot(
+            frame, x="conv", y=column, hue="category", order=short_layers(layers), errorbar="sd", ax=axes,
+            legend=axes is grid[1],
+        )  # fmt: skip
+        axes.set(xlabel="", ylabel="unique detectors", title=label)
+        axes.set_ylim(0, None if counts[["top", "best"]].to_numpy().any() else 1)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle("Distinct concepts that units detect (bars: mean over seeds)", y=1.0, fontsize=11)
+    figure.tight_layout()
+    return figure
+
+
+def rotation(counts: pd.DataFrame) -> Figure:
+    """Draw how many distinct concepts a layer detects while its representation is rotated.
+
+    Args:
+        counts: The tables of `dissection.rotation_counts` of all seeds, with the column seed.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    totals = counts.groupby(["seed", "rotation", "alpha"])[["top", "best", "units"]].sum().reset_index()
+    labels = {**COUNTING_LABELS, "units": "units that detect something"}
+    for column, label in labels.items():
+        sns.lineplot(totals, x="alpha", y=column, marker="o", errorbar="sd", ax=axes, label=label)
+    axes.set(
+        xlabel=r"power $\alpha$ of the rotation (0: the network's own units)", ylabel="number", ylim=(0, None),
+        title=f"Unique detectors in rotated bases, {counts['layer'].iloc[0]}\n(bands: spread over rotations and seeds)",
+    )  # fmt: skip
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    return figure

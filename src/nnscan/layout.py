@@ -6,17 +6,27 @@ Nothing here imports torch: every job of a cluster parses the Snakefile again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnscan.artifacts import file_digest
 from nnscan.configuration import ModelConfig, Stage, Study
-from nnscan.places import data_state
+from nnscan.places import data_root, data_state
 
 CUTTABLE = {"simple_cnn": 3, "vgg11": 8, "vgg16": 13}
 """Models of the zoo that can be cut after a convolution, with their number of convolutions."""
+
+
+PROTOTYPED = ("lenet5", "simple_cnn", "alexnet", "vgg11", "vgg16", "resnet18")
+"""Models of the zoo whose convolutional part a ProtoPNet can be built on."""
+
+DISSECTED = ("untrained", "third1", "third2", "well_trained")
+"""Checkpoints of a training that are dissected."""
+
+MEASURED = ("untrained", "well_trained", "shuffled")
+"""Checkpoints of a training whose intrinsic dimension is measured."""
 
 
 class Figure(NamedTuple):
@@ -187,11 +197,20 @@ FIGURES = {
 }
 """The figures of a data set and model, by file name, in the order of the report."""
 
-TABLES: Mapping[str, Stage] = dict.fromkeys((
+_OF_THESES: tuple[str, ...] = (
     "slides_3-3", "slides_3-4", "slides_4-2", "slides_4-3", "slides_4-4", "slides_4-5", "slides_5-1", "slides_5-2",
     "slides_5-3", "slides_6-2", "slides_6-3", "slides_6-4", "slides_6-5",
     "thesis_4-1", "thesis_4-2", "thesis_5-1", "thesis_5-1_layers",
-), "theses")  # fmt: skip
+)  # fmt: skip
+
+TABLES: dict[str, Stage] = {
+    **dict.fromkeys(_OF_THESES, "theses"),
+    "dissection_detectors": "dissection",
+    "dissection_rotation": "dissection",
+    "dimension_layers": "dimension",
+    "dimension_error": "dimension",
+    "prototypes_accuracy": "prototypes",
+}
 """The published tables that are rendered, and the stage of a study that asks for each."""
 
 CHECKPOINTS = ("well_trained", "overfitted")
@@ -301,6 +320,30 @@ class Layout:
         """Return the checkpoints of a model that are searched for anomaly filters."""
         return list(CHECKPOINTS) if model in self.overfitted() else ["well_trained"]
 
+    def dissected(self, model: str) -> list[str]:
+        """Return the checkpoints of a model that are dissected."""
+        return list(DISSECTED) if model in self.trained() else ["well_trained"]
+
+    def measured(self, model: str) -> list[str]:
+        """Return the checkpoints of a model whose intrinsic dimension is measured."""
+        if model not in self.trained():
+            return ["well_trained"]
+        return [name for name in MEASURED if name != "shuffled" or model in self.overfitted()]
+
+    def prototyped(self, model: str) -> bool:
+        """Return whether a ProtoPNet can be built on a model."""
+        return self.study.model(model).source in PROTOTYPED
+
+    @property
+    def concepts(self) -> str:
+        """The folder of the labelled images, in Broden's format."""
+        settings = self.study.dissection
+        return f"{self.root}/concepts" if settings.concepts == "camvid" else str(data_root(settings.root))
+
+    def concepts_state(self) -> str:
+        """Return a digest of name, size and time of the files of the labelled images."""
+        return data_state(self.study.dissection.concepts, self.study.dissection.root)
+
     def on_the_way(self) -> list[str]:
         """Return the checkpoints that the overfitting training keeps before its end (`training.kept_epochs`)."""
         return [f"overfitting{part}" for part in range(1, self.study.anomaly.history_checkpoints + 1)]
@@ -333,8 +376,30 @@ class Layout:
     def run_names(self, key: RunKey) -> list[str]:
         """Return what tables and figures need of a run, relative to its folder; other files there are leftovers."""
         names = ["training/history.csv", "training/results.csv"]
-        if "theses" in self.study.stages:
-            names += self._of_theses(key.model)
+        stages = self.study.stages
+        names += self._of_theses(key.model) if "theses" in stages else []
+        names += self._of_systems(key.model, stages)
+        return names
+
+    def _of_systems(self, model: str, stages: Sequence[Stage]) -> list[str]:
+        names = []
+        if "dissection" in stages:
+            names += [
+                f"metrics/{checkpoint}/{name}.parquet"
+                for checkpoint in self.dissected(model)
+                for name in ("units", "exemplars", "detectors")
+            ]
+            names.append("experiments/rotations.parquet")
+        if "dimension" in stages:
+            names += [
+                f"metrics/{checkpoint}/{name}.parquet"
+                for checkpoint in self.measured(model)
+                for name in ("dimension", "dimension_blocks")
+            ]
+            if "shuffled" in self.measured(model):
+                names += ["training/shuffled_history.csv", "training/shuffled_results.csv"]
+        if "prototypes" in stages and self.prototyped(model):
+            names += [f"training/prototypes{name}.csv" for name in ("", "_distinct", "_history", "_results")]
         return names
 
     def _of_theses(self, model: str) -> list[str]:

@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -62,6 +63,50 @@ class Cell:
         self.value = value
 
 
+class Field(NamedTuple):
+    """Which pixels along one axis a map is computed from: place i reads `size` pixels, from `first + stride * i` on.
+
+    What padding adds counts as pixels, so that a field may begin in front of the image and end behind it.
+    """
+
+    first: int
+    size: int
+    stride: int
+
+    def through(self, filtering: Filtering) -> Field:
+        """Return the field of a map that a filter makes of this one."""
+        extent, stride, padding = filtering
+        return Field(self.first - self.stride * padding, self.size + self.stride * (extent - 1), self.stride * stride)
+
+    def union(self, other: Field) -> Field | None:
+        """Return the field of a sum of two maps; None where their strides differ."""
+        first = min(self.first, other.first)
+        end = max(self.first + self.size, other.first + other.size)
+        return Field(first, end - first, self.stride) if self.stride == other.stride else None
+
+    def centres(self, count: int) -> NDArray[np.float64]:
+        """Return the middle of the pixels that each place reads (count,); 0 is the middle of the first pixel."""
+        return self.first + (self.size - 1) / 2 + self.stride * np.arange(count, dtype=np.float64)
+
+
+Fields = tuple[Field, Field]
+"""The fields of a map's rows and columns."""
+
+
+def _united(fields: Sequence[Fields | None]) -> Fields | None:
+    """Return the fields of an operation on several maps, of which those without a place do not count."""
+    placed = [both for both in fields if both is not None]
+    if not placed:
+        return None
+    (rows, columns), *others = placed
+    for down, across in others:
+        both = (rows.union(down), columns.union(across))
+        if both[0] is None or both[1] is None:
+            return None
+        rows, columns = both[0], both[1]
+    return rows, columns
+
+
 class Rule:
     """How tangents pass an operation."""
 
@@ -79,6 +124,33 @@ class Rule:
     def products(self, grid: Grid) -> int:
         """Return the multiply-adds of a result with these windows, where they are many."""
         return 0
+
+    def fields(self, *fields: Fields | None) -> Fields | None:
+        """Return the fields of the result; None where its places are none of the image's."""
+        return None
+
+
+class _SamePlace(Rule):
+    """An operation whose result has the places of what it reads; a sum of several joins their fields."""
+
+    def fields(self, *fields: Fields | None) -> Fields | None:
+        return _united(fields)
+
+
+class _Filter(Rule):
+    """An operation that slides over its map.
+
+    Attributes:
+        filters: Both axes.
+    """
+
+    filters: tuple[Filtering, Filtering]
+
+    def fields(self, *fields: Fields | None) -> Fields | None:
+        if fields[0] is None:
+            return None
+        (rows, columns), (down, across) = fields[0], self.filters
+        return rows.through(down), columns.through(across)
 
 
 def _extents(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -103,7 +175,7 @@ def _maps(windows: Windows, shape: Sequence[int]) -> Tensor:
 
 
 @dataclass
-class _Convolution(Rule):
+class _Convolution(_Filter):
     """A convolution; also with the factors of the batch normalisation behind it, where nothing else reads it."""
 
     weight: Tensor
@@ -144,7 +216,7 @@ def _symmetric(passage: Passage, filtering: Filtering) -> bool:
 
 
 @dataclass
-class _Factor(Rule):
+class _Factor(_SamePlace):
     """A multiplication by a map of the forward pass, one factor per value or per place.
 
     Attributes:
@@ -170,7 +242,7 @@ class _Factor(Rule):
 
 
 @dataclass
-class _ChannelFactor(Rule):
+class _ChannelFactor(_SamePlace):
     """A multiplication by one factor per channel, or one for all (K or 1,)."""
 
     factors: Tensor
@@ -184,7 +256,7 @@ class _ChannelFactor(Rule):
 
 
 @dataclass
-class _MaxPool(Rule):
+class _MaxPool(_Filter):
     """Max-pooling: each place takes the tangent of its winner.
 
     Attributes:
@@ -245,7 +317,7 @@ class _MaxPool(Rule):
 
 
 @dataclass
-class _AveragePool(Rule):
+class _AveragePool(_Filter):
     """Average-pooling: the sum over the kernel times a factor per place, which knows what padding counts for."""
 
     kernel: tuple[int, int]
@@ -282,7 +354,7 @@ class _Mean(Rule):
 
 
 @dataclass
-class _Sum(Rule):
+class _Sum(_SamePlace):
     """A weighted sum of maps of the same shape."""
 
     weights: tuple[float, ...]
@@ -302,7 +374,7 @@ class _Sum(Rule):
 
 
 @dataclass
-class _Product(Rule):
+class _Product(_SamePlace):
     """The product of maps of two shapes that both depend on the input, as of a gate: x dy + y dx, on whole maps."""
 
     values: tuple[Cell, Cell]
@@ -324,7 +396,7 @@ class _Product(Rule):
 
 
 @dataclass
-class _Concatenation(Rule):
+class _Concatenation(_SamePlace):
     """Maps behind one another along their channels; an operand that does not depend on the input has no tangent."""
 
     channels: tuple[int, ...]
@@ -345,7 +417,7 @@ class _Concatenation(Rule):
 
 
 @dataclass
-class _Channels(Rule):
+class _Channels(_SamePlace):
     """A rearrangement or choice of channels: a function of tensors whose last dimensions are those of the channels."""
 
     before: tuple[int, ...]
@@ -376,9 +448,15 @@ class _Shift(Rule):
         (source,) = windows
         return Windows(source.cleaned().data, self.grid(source.grid), clean=False)
 
+    def fields(self, *fields: Fields | None) -> Fields | None:
+        if fields[0] is None:
+            return None
+        rows, columns = fields[0]
+        return rows.through(Filtering(1, 1, self.top)), columns.through(Filtering(1, 1, self.left))
+
 
 @dataclass
-class _Matrix(Rule):
+class _Matrix(_SamePlace):
     """A linear layer (K_in, K_out) on maps of one place."""
 
     weight: Tensor
@@ -1026,6 +1104,23 @@ class Linearisation:
                 node = self.nodes[index]
                 found[index] = node.rule.grid(*(found[source] for source in node.sources))
         return found
+
+    def fields(self, layer: str) -> Fields | None:
+        """Return which pixels the places of a layer's map are computed from; None where its places are none of theirs.
+
+        A map of one place that several places take part of, such as a gate's, does not move theirs.
+        """
+        found: dict[int, Fields | None] = {0: (Field(0, 1, 1), Field(0, 1, 1))}
+        for index in self.order:
+            node = self.nodes[index]
+            several = _extents(node.shape)[:2] != (1, 1)
+            read = (
+                None if several and _extents(self.nodes[source].shape)[:2] == (1, 1) else found[source]
+                for source in node.sources
+            )
+            if index:
+                found[index] = node.rule.fields(*read)
+        return found.get(self.places.get(layer, -1))
 
     def products(self, grids: Mapping[int, Grid]) -> int:
         """Return the multiply-adds of convolutions and linear maps on these windows."""

@@ -75,10 +75,17 @@ class SequentialCNN(nn.Module):
         pooled: Side of the map after the adaptive average pooling in front of the head.
         channels: Channels of the last convolution.
         hidden: Width of the head's hidden layers.
+        dropout: Share of the values that the head's hidden layers lose in training.
     """
 
     def __init__(
-        self, features: nn.Sequential, channels: int, pooled: int, hidden: Sequence[int], classes: int
+        self,
+        features: nn.Sequential,
+        channels: int,
+        pooled: int,
+        hidden: Sequence[int],
+        classes: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.features = features
@@ -87,6 +94,8 @@ class SequentialCNN(nn.Module):
         incoming = channels * pooled * pooled
         for width in hidden:
             head += [nn.Linear(incoming, width), nn.ReLU()]
+            if dropout:
+                head.append(nn.Dropout(dropout))
             incoming = width
         self.head = nn.Sequential(nn.Flatten(), *head, nn.Linear(incoming, classes))
 
@@ -149,16 +158,22 @@ def simple_cnn(in_channels: int, size: int, classes: int, convolutions: int | No
     return SequentialCNN(features, channels, 2, (64,), classes)
 
 
-def alexnet(in_channels: int, size: int, classes: int) -> nn.Module:
-    """Return AlexNet for small images: its five convolutions, 3 x 3 throughout, and two fully connected layers."""
+def alexnet(in_channels: int, size: int, classes: int, batch_norm: bool = False, dropout: float = 0.0) -> nn.Module:
+    """Return AlexNet for small images: its five convolutions, 3 x 3 throughout, and two fully connected layers.
+
+    Options are batch normalisation behind each convolution, and dropout behind the hidden linear layer.
+    """
+
+    def filters(incoming: int, count: int, stride: int = 1) -> list[nn.Module]:
+        convolution = nn.Conv2d(incoming, count, 3, stride=stride, padding=1)
+        return [convolution, *([nn.BatchNorm2d(count)] if batch_norm else []), nn.ReLU()]
+
     features = nn.Sequential(
-        nn.Conv2d(in_channels, 64, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(64, 192, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        *filters(in_channels, 64, 2), nn.MaxPool2d(2),
+        *filters(64, 192), nn.MaxPool2d(2),
+        *filters(192, 384), *filters(384, 256), *filters(256, 256), nn.MaxPool2d(2),
     )  # fmt: skip
-    return SequentialCNN(features, 256, 2, (512,), classes)
+    return SequentialCNN(features, 256, 2, (512,), classes, dropout)
 
 
 def _vgg(plan: Sequence[int | str], in_channels: int, classes: int, convolutions: int | None) -> nn.Module:

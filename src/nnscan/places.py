@@ -36,7 +36,7 @@ def data_places(source: str, root: str | Path | None) -> list[Path]:
     if source in LAYOUTS:
         name, sign = LAYOUTS[source]
         return [place for place in (folder / name, folder) if (place / sign).is_file()]
-    return [folder] if source == "image_folder" else []
+    return [folder] if source in ("image_folder", "broden") else []
 
 
 def data_state(source: str, root: str | Path | None) -> str:

@@ -33,6 +33,8 @@ LABELS = {
     "third3": "after the training",
     "well_trained": "well trained (WT)",
     "overfitted": "overfitted (OF)",
+    "untrained": "untrained",
+    "shuffled": "trained on shuffled labels",
     "NNS": "NNS (control)",
     "input": "input (control)",
     "accuracy, most similar pruned": "most similar pruned",

@@ -36,7 +36,7 @@ MODELS = {
     "vgg16": "VGG-16",
     "resnet18": "ResNet-18",
 }
-DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "camvid": "CamVid"}
 # Every quantity of the tables: its unit and the decimals that people see of ours.
 QUANTITIES = {
     "agreement": ("1", 3),
@@ -72,6 +72,21 @@ QUANTITIES = {
     "accuracy, least similar pruned": ("1", 3),
     "accuracy, random neurons pruned": ("1", 3),
     "difference": ("1", 3),
+    "unique detectors": ("concepts", 1),
+    "unique detectors, top labels only": ("concepts", 1),
+    "detector units": ("units", 1),
+    "share of units": ("%", 0),
+    "change of unique detectors": ("%", 0),
+    "intrinsic dimension": ("1", 1),
+    "PCA dimension": ("1", 0),
+    "dimension of the last hidden layer": ("1", 1),
+    "test error": ("%", 1),
+    "test error, top 5": ("%", 1),
+    "accuracy of the backbone": ("%", 1),
+    "accuracy of the ProtoPNet": ("%", 1),
+    "accuracy gained": ("pp", 1),
+    "prototypes": ("prototypes", 0),
+    "distinct prototypes": ("%", 1),
 }
 # The order in which the values of keys stand.
 _ORDER = (
@@ -80,7 +95,8 @@ _ORDER = (
     *("CAM", "Grad-CAM", "FQ map", "NNS", "input"),
     *("top", "bottom", "outlier", "normal", "anomaly", "T_m", "T_v", "T_c", "T_cor", "random", "AVoU", "SoU"),
     *("H-H", "H-noH", "noH-H", "L-L", "L-noL", "noL-L"),
-    *("third1", "third2", "third3", "well_trained", "overfitted"),
+    *("untrained", "third1", "third2", "third3", "well_trained", "overfitted", "shuffled"),
+    "all",
 )
 
 MISSING = ""  # the quantity of a row that only says which file a run lacks

@@ -3,7 +3,8 @@
 The regular training keeps its state after each third and at the lowest validation loss (well-trained, WT). A second,
 long training from the same start and in the same data order, without weight decay and augmentation, ends in the
 overfitted checkpoint (OF; Dou Hui, doctoral slides, ch. 6, whose protocol is not stated); on request it keeps its state
-at some epochs before that, evenly spaced, whose anomaly filters are counted (figure 6-4).
+at some epochs before that, evenly spaced, whose anomaly filters are counted (figure 6-4). A third one does the same on
+labels in random order (Ansuini et al. 2019): the network can only learn them by heart.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 HISTORY = ["phase", "epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
 THIRDS = ("third1", "third2", "third3")
-EVALUATED = (*THIRDS, "well_trained", "overfitted")  # checkpoints with losses and accuracies in a table of results
-Phase = Literal["regular", "overfitting"]
+EVALUATED = (*THIRDS, "well_trained", "overfitted", "shuffled")  # checkpoints with a table of results
+Phase = Literal["regular", "overfitting", "shuffled"]
 _DIGEST, _PIECE = 16, 1 << 20  # bytes: of a digest of `file_digest`; read at once
 
 
@@ -152,13 +153,18 @@ def kept_epochs(protocol: Protocol, phase: Phase, history: int = 0) -> dict[str,
 
     Args:
         protocol: How the model is trained.
-        phase: "regular": after each third; "overfitting": `history` checkpoints on the way, evenly spaced, and the end.
+        phase: "regular": after each third; "overfitting": `history` checkpoints on the way, evenly spaced, and the end;
+            "shuffled": the end.
         history: Checkpoints overfitting1, overfitting2, ... before the last epoch of the overfitting training.
     """
-    regular = phase == "regular"
-    names = THIRDS if regular else (*(f"overfitting{part}" for part in range(1, history + 1)), "overfitted")
-    epochs = protocol.epochs if regular else protocol.overfitting_epochs
-    return {name: max(1, round(epochs * part / len(names))) for part, name in enumerate(names, start=1)}
+    names: Mapping[Phase, tuple[str, ...]] = {
+        "regular": THIRDS,
+        "overfitting": (*(f"overfitting{part}" for part in range(1, history + 1)), "overfitted"),
+        "shuffled": ("shuffled",),
+    }
+    epochs = protocol.epochs if phase == "regular" else protocol.overfitting_epochs
+    own = names[phase]
+    return {name: max(1, round(epochs * part / len(own))) for part, name in enumerate(own, start=1)}
 
 
 class _Trainer:
@@ -250,10 +256,11 @@ class _Trainer:
         self.history, self.kept = list(state["history"]), dict(state["kept"])
 
 
-def _save_state(path: Path, key: str, trainer: _Trainer) -> None:
+def save_state(path: Path, key: str, state: Mapping[str, Any]) -> None:
+    """Keep the state of a training, tensors and plain values, with the key that tells it from others."""
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as stream:  # of a path torch would not say why it cannot write
-            torch.save({"key": key, **trainer.state()}, stream)
+            torch.save({"key": key, **state}, stream)
         written = file_digest(temporary)
         with open(temporary, "ab") as stream:
             stream.write(written.encode("ascii"))
@@ -269,7 +276,7 @@ def _is_intact(path: Path) -> bool:
         return stream.read() == found.hexdigest()[:_DIGEST].encode("ascii")
 
 
-def _load_state(path: Path, key: str) -> dict[str, Any] | None:
+def load_state(path: Path, key: str) -> dict[str, Any] | None:
     """Return the state that an interrupted run of the very same training left, if there is one."""
     if not path.is_file():
         return None
@@ -303,8 +310,10 @@ def train(
     The regular phase writes to `folder` third1, third2, third3 and well_trained as safetensors, history.csv with one
     row per epoch, and results.csv with loss and accuracy of each checkpoint on each split. The overfitting phase,
     which starts from the same weights and sees the same order of images, writes overfitted, overfitted_history.csv and
-    overfitted_results.csv, and overfitting1, overfitting2, ..., of which there are no results. A state file is kept
-    after each epoch; a call that finds one of the same training goes on there.
+    overfitted_results.csv, and overfitting1, overfitting2, ..., of which there are no results. The shuffled phase is
+    that training with the labels of the train split in random order, drawn from the seed; it writes shuffled,
+    shuffled_history.csv and shuffled_results.csv, whose accuracy on the train split is of those labels. A state file is
+    kept after each epoch; a call that finds one of the same training goes on there.
 
     Args:
         build: Returns the model, freshly initialised from torch's global generator.
@@ -313,7 +322,7 @@ def train(
         folder: Where to write.
         seed: Seed of initialisation and data order; equal seeds give equal bits on one number of threads.
         origin: Provenance; its entries "model" and "code" tell one training from another when resuming.
-        phase: "regular" or "overfitting".
+        phase: "regular", "overfitting" or "shuffled".
         progress: Show a progress bar.
         history: Checkpoints on the way through the overfitting phase; see `kept_epochs`.
 
@@ -327,12 +336,15 @@ def train(
     state_path = folder / f"state_{phase}.pt"
     key = digest(asdict(protocol), dataset.digest, seed, phase, history, origin.get("model"), origin.get("code"))
     tensors = {split: split_tensors(dataset, split) for split in SPLITS}
+    if phase == "shuffled":
+        images, labels = tensors["train"]
+        drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        tensors["train"] = images, labels[drawn]
     results = []
     with deterministic():
-        torch.manual_seed(seed)
-        model = build().to(chosen_device())
+        model = _fresh(build, seed)
         trainer = _Trainer(model, protocol, phase, seed, history)
-        state = _load_state(state_path, key)
+        state = load_state(state_path, key)
         if state is not None:
             trainer.resume(state)
             log.info("the %s training goes on after epoch %d", phase, len(trainer.history))
@@ -344,18 +356,36 @@ def train(
                 record = trainer.history[-1]
                 log.info("%s", record)
                 bar.update()
-                _save_state(state_path, key, trainer)
+                save_state(state_path, key, trainer.state())
         for name in [*trainer.checkpoints, *(["well_trained"] if phase == "regular" else [])]:
             model.load_state_dict(trainer.kept[name])
             save_weights(folder / f"{name}.safetensors", model, origin)
             if name in EVALUATED:
                 results.append(checkpoint_results(model, name, tensors))
     table = pd.concat(results, ignore_index=True)
-    prefix = "" if phase == "regular" else "overfitted_"
+    prefix = {"regular": "", "overfitting": "overfitted_", "shuffled": "shuffled_"}[phase]
     write_csv(folder / f"{prefix}history.csv", pd.DataFrame(trainer.history, columns=HISTORY))
     write_csv(folder / f"{prefix}results.csv", table)
     state_path.unlink(missing_ok=True)
     return table
+
+
+def _fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return build().to(chosen_device())
+
+
+def initialise(build: Callable[[], nn.Module], path: str | Path, seed: int, origin: Mapping[str, str]) -> None:
+    """Write a checkpoint of the model before its first step: the weights from which `train` starts.
+
+    Args:
+        build: See `train`.
+        path: The checkpoint's file.
+        seed: See `train`.
+        origin: Provenance.
+    """
+    with deterministic():
+        save_weights(path, _fresh(build, seed), origin)
 
 
 def checkpoint_results(model: nn.Module, name: str, tensors: Mapping[str, tuple[Tensor, Tensor]]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from nnscan.data import load_dataset, read_idx
 from nnscan.errors import ArtifactError, DataError
 from nnscan.records import check_inputs, write_record
 from nnscan.report import Study, write_report
-from nnscan.training import _load_state
+from nnscan.training import load_state
 
 ARTEFACTS = [name for name in WRITERS if name not in ("state.pt", "report.html")]
 
@@ -63,13 +63,13 @@ def test_a_job_does_not_begin_with_a_damaged_artefact(tmp_path: Path, name: str)
 def test_a_damaged_state_of_a_training_is_left_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "state.pt"
     WRITERS[path.name](path)
-    assert _load_state(path, "key") is not None
+    assert load_state(path, "key") is not None
     content = path.read_bytes()
     for damaged in (*cut(content), *flipped(content, 30)):
         caplog.clear()
         path.write_bytes(damaged)
         with caplog.at_level(logging.WARNING):
-            assert _load_state(path, "key") is None
+            assert load_state(path, "key") is None
         assert f"{path} is damaged" in caplog.text
 
 

@@ -30,7 +30,7 @@ from nnscan.components import read_components
 from nnscan.data import Foreground, Split, build_dataset, load_dataset, read_dataset, read_idx, write_dataset
 from nnscan.errors import NnscanError
 from nnscan.models import build_model, load_weights, read_state, save_weights
-from nnscan.training import _load_state
+from nnscan.training import load_state
 
 GENERATOR = np.random.default_rng(0)
 
@@ -331,7 +331,7 @@ def test_checkpoint(folder, content):
     check(lambda: read_state(path, "model"))
     with open(path, "ab") as stream:
         stream.write(artifacts.file_digest(path).encode())  # as training leaves it
-    check(lambda: _load_state(path, "key"))
+    check(lambda: load_state(path, "key"))
 
 
 @pytest.fixture(scope="module")

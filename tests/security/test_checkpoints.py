@@ -13,7 +13,7 @@ from hostile import refused
 from nnscan.data import load_dataset
 from nnscan.errors import DataError, ModelError
 from nnscan.models import build_model, load_model
-from nnscan.training import _load_state
+from nnscan.training import load_state
 
 
 def load(path: Path) -> object:
@@ -102,7 +102,7 @@ def test_a_training_state_of_a_stranger_runs_no_code(tmp_path, content):
     if isinstance(content, dict) and "trap" in content:
         content = {**content, "trap": Trap(trap)}
     torch.save(content, tmp_path / "state.pt")
-    assert _load_state(tmp_path / "state.pt", "k") is None
+    assert load_state(tmp_path / "state.pt", "k") is None
     assert not trap.exists()
 
 

@@ -18,7 +18,7 @@ from nnscan.annotations import (
     square_around,
 )
 from nnscan.configuration import DatasetConfig
-from nnscan.data import DATASETS, FOREGROUNDS, Foreground, _FolderStore, load_dataset, read_dataset, write_dataset
+from nnscan.data import DATASETS, FOREGROUNDS, FolderStore, Foreground, load_dataset, read_dataset, write_dataset
 from nnscan.errors import DataError
 from nnscan.places import LAYOUTS
 
@@ -266,9 +266,9 @@ def test_camvid_components_of_one_class_are_samples_of_their_own(tmp_path):
         labels[row, column] = 1
     labels[10:13, 26:30] = 1
     save(tmp_path / "val" / "labels" / "val_00.png", labels)
-    catalogue = read_catalogue("camvid", _FolderStore(tmp_path), ["car"], "masks")
+    catalogue = read_catalogue("camvid", FolderStore(tmp_path), ["car"], "masks")
     first = [sample for sample in catalogue.samples["test"] if sample.image.endswith("val_00.png")]
-    store = _FolderStore(tmp_path)
+    store = FolderStore(tmp_path)
     masks = [sample.outline.mask(store, FRAME) for sample in first]
     assert len(first) == 2
     by_size = sorted(masks, key=np.sum)
@@ -283,7 +283,7 @@ def test_camvid_long_components_are_cut(tmp_path):
     labels[8:12, 2:58] = 1
     labels[20:30, 5:9] = 2
     save(tmp_path / "val" / "labels" / "val_00.png", labels)
-    catalogue = read_catalogue("camvid", _FolderStore(tmp_path), ["car"], "masks")
+    catalogue = read_catalogue("camvid", FolderStore(tmp_path), ["car"], "masks")
     assert (10, 0, 50, 40) in {sample.crop for sample in catalogue.samples["test"]}
     split = camvid_dataset(tmp_path, size=16).splits["test"]
     assert nearest(rectangle((40, 40), 0, 8, 40, 12), 16).tolist() in split.foreground.tolist()
@@ -342,7 +342,7 @@ def test_camvid_crops_of_several_sizes_need_a_size(tmp_path):
 def real_camvid(shared_data):
     """The catalogue of the shared CamVid frames and their folder."""
     folder = shared_data / "camvid"
-    return read_catalogue("camvid", _FolderStore(folder), None, "masks"), folder
+    return read_catalogue("camvid", FolderStore(folder), None, "masks"), folder
 
 
 def test_real_camvid_counts(real_camvid):
@@ -358,7 +358,7 @@ def test_real_camvid_counts(real_camvid):
 def test_real_camvid_objects_are_whole_components(real_camvid):
     """A walk over the label image, pixel by pixel, from one pixel of each object."""
     catalogue, folder = real_camvid
-    store, names = _FolderStore(folder), (folder / "classes.txt").read_text().split()
+    store, names = FolderStore(folder), (folder / "classes.txt").read_text().split()
     samples = [*catalogue.samples["train"][::150], *catalogue.samples["test"][::60]]
     for sample in samples:
         stem = Path(sample.image).stem

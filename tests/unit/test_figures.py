@@ -17,6 +17,7 @@ from nnscan.figures import (
     Portrait,
     Process,
     SimilarNeuron,
+    UnitGallery,
     by_checkpoint,
     by_seed,
     numbered_layers,
@@ -665,3 +666,59 @@ def test_a_failed_figure_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="nothing"):
         save_figure(tmp_path / "figure.png", figure)
     assert not list(tmp_path.iterdir())
+
+
+# Network Dissection -------------------------------------------------------------------------------------------------
+
+
+def test_units_are_drawn_with_the_rest_of_their_images_dimmed():
+    images = np.ones((3, 3, 4, 6))
+    masks = np.zeros((3, 4, 6), bool)
+    masks[:, 1] = True
+    galleries = [UnitGallery(f"unit {n}: $car, IoU 0.1", images[: 3 - n], masks[: 3 - n]) for n in range(3)]
+    figure = drawn(figures.unit_galleries(galleries))
+    shown = [picture.get_array() for picture in pictures(figure)]
+    assert len(shown) == 3 + 2 + 1
+    assert all((np.asarray(image)[1] == 1).all() and (np.asarray(image)[[0, 2, 3]] < 0.5).all() for image in shown)
+    assert figure.axes[0].get_title(loc="left") == r"unit 0: \$car, IoU 0.1"
+    drawn(figures.unit_galleries([]))
+
+
+def detector_counts(top):
+    rows = [
+        {
+            "layer": layer,
+            "depth": depth,
+            "category": category,
+            "top": top,
+            "best": 2 * top,
+            "units": 3 * top,
+            "seed": seed,
+        }
+        for depth, layer in enumerate(("z", "a"))
+        for category in ("color", "object")
+        for seed in (0, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("top", [0, 3])
+def test_unique_detectors_are_drawn_by_layer_and_category(top):
+    figure = drawn(figures.unique_detectors(detector_counts(top)))
+    left, right = figure.axes[:2]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["conv1", "conv2"]
+    heights = [[patch.get_height() for patch in axes.patches if patch.get_width() > 0] for axes in (left, right)]
+    assert set(heights[0]) - {0} == {top} - {0}
+    assert set(heights[1]) - {0} == {2 * top} - {0}
+
+
+def test_the_rotation_curve_adds_up_the_categories():
+    rows = [
+        {"layer": "conv", "rotation": rotation, "alpha": alpha, "category": category, "top": 5 - 4 * alpha,
+         "best": 6 - 4 * alpha, "units": 9 - 4 * alpha, "seed": seed}
+        for rotation, alpha in ((-1, 0.0), (0, 0.5), (0, 1.0), (1, 0.5), (1, 1.0))
+        for category in ("color", "object")
+        for seed in (0, 1)
+    ]  # fmt: skip
+    (axes,) = drawn(figures.rotation(pd.DataFrame(rows))).axes
+    assert [list(line.get_ydata()) for line in axes.lines[:1]] == [[10, 6, 2]]

@@ -30,6 +30,7 @@ from nnscan.training import (
     augment,
     deterministic,
     evaluate,
+    initialise,
     kept_epochs,
     model_builder,
     restore,
@@ -124,7 +125,7 @@ def same_weights(path, expected):
 # Reproducibility ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", ["regular", "overfitting"])
+@pytest.mark.parametrize("phase", ["regular", "overfitting", "shuffled"])
 def test_equal_seeds_give_equal_bits(dataset, tmp_path, phase):
     run(dataset, tmp_path / "first", phase)
     torch.manual_seed(99)  # what the process did before must not matter
@@ -369,6 +370,39 @@ def test_checkpoints_on_the_way_are_those_of_their_epochs(dataset, tmp_path, mon
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
     assert set(table["checkpoint"]) == set(pd.read_csv(tmp_path / "overfitted_results.csv")["checkpoint"])
     assert set(table["checkpoint"]) == {"overfitted"}
+
+
+def test_the_shuffled_network_learns_the_same_images_with_their_labels_in_another_order(dataset, tmp_path, monkeypatch):
+    seen = []
+    step = training._Trainer.epoch
+    monkeypatch.setattr(training._Trainer, "epoch", lambda self, *data: (seen.append(data), step(self, *data))[1])
+    weights = epoch_recorder(monkeypatch, 4, losses=[1.0, 2.0, 3.0, 4.0])
+    table = run(dataset, tmp_path, "shuffled")
+    images, labels = split_tensors(dataset, "train")
+    (found, drawn), validation = seen[0]
+    assert torch.equal(found, images)
+    assert torch.equal(drawn.sort().values, labels.sort().values)
+    assert 0.2 < float((drawn == labels).float().mean()) < 0.6  # as chance has it
+    assert torch.equal(validation[1], split_tensors(dataset, "validation")[1])
+    assert same_weights(tmp_path / "shuffled.safetensors", weights[-1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "shuffled.safetensors", "shuffled_history.csv", "shuffled_results.csv",
+    ]  # fmt: skip
+    assert set(table["checkpoint"]) == {"shuffled"}
+
+
+def test_training_starts_from_the_untrained_weights(dataset, tmp_path, monkeypatch):
+    started = []
+    step = training._Trainer.epoch
+
+    def epoch(self, *data):
+        started.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        step(self, *data)
+
+    monkeypatch.setattr(training._Trainer, "epoch", epoch)
+    run(dataset, tmp_path)
+    initialise(build, tmp_path / "untrained.safetensors", 0, ORIGIN)
+    assert same_weights(tmp_path / "untrained.safetensors", started[0])
 
 
 def test_checkpoints_on_the_way_change_nothing_else(dataset, tmp_path):

@@ -52,7 +52,9 @@ wildcard_constraints:
     dataset=either(dataset.name for dataset in study.datasets),
     model=either(model.name for model in study.models),
     seed=either(map(str, study.seeds)),
-    checkpoint=either(("third1", "third2", "third3", *CHECKPOINTS)),
+    checkpoint=either(
+        ("untrained", "third1", "third2", "third3", *CHECKPOINTS, "shuffled")
+    ),
     shard=r"\d+",
 
 

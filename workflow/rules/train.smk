@@ -85,3 +85,49 @@ rule adopt_model:
         "Taking over your checkpoint of {wildcards.model} for {wildcards.dataset}"
     script:
         "../scripts/adopt_model.py"
+
+
+use rule train_model as shuffle_labels with:
+    output:
+        shuffled=layout.run("training/shuffled.safetensors"),
+        history=layout.run("training/shuffled_history.csv"),
+        results=layout.run("training/shuffled_results.csv"),
+    log:
+        layout.log("shuffle_labels", "dataset", "model", "seed"),
+    benchmark:
+        layout.benchmark("shuffle_labels", "dataset", "model", "seed")
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
+            exclude={"preset"}
+        ),
+        phase="shuffled",
+        history=0,
+        code=source_digest("training"),
+    message:
+        "Training {wildcards.model} on {wildcards.dataset} with labels in random order, seed {wildcards.seed}"
+
+
+rule initialise_model:
+    input:
+        data=layout.dataset("data.h5"),
+    output:
+        weights=layout.run("training/untrained.safetensors"),
+    log:
+        layout.log("initialise_model", "dataset", "model", "seed"),
+    benchmark:
+        layout.benchmark("initialise_model", "dataset", "model", "seed")
+    wildcard_constraints:
+        model=either(layout.trained()),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        code=source_digest("training"),
+    message:
+        "Weights of {wildcards.model} before its training on {wildcards.dataset}, seed {wildcards.seed}"
+    script:
+        "../scripts/initialise_model.py"

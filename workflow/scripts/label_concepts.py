@@ -1,0 +1,10 @@
+"""Write CamVid's frames in Broden's format, with color names beside its classes."""
+
+from nnscan.broden import camvid, write_broden
+from nnscan.jobs import job
+
+with job(snakemake):
+    settings = snakemake.params.settings
+    classes, frames = camvid(settings["root"])
+    unlabelled = {"unlabelled": [name for name in classes if name == "unlabelled"]}
+    write_broden(snakemake.output.concepts, frames, classes, side=settings["side"], tile=settings["tile"], **unlabelled)
