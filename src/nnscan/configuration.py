@@ -158,6 +158,9 @@ class ModelConfig(_Closed):
     seeds: list[int] | None = Field(
         None, min_length=1, description="its seeds, where not all of the study's are affordable; null: all"
     )
+    stages: list[Stage] | None = Field(
+        None, min_length=1, description="what is measured on it, of the study's stages; null: all of them"
+    )
     block: Positive | None = Field(None, description="its scan.block, where it differs; null: the study's")
 
 
@@ -367,6 +370,9 @@ class PrototypesConfig(_Closed):
     push_every: Positive = Field(10, description="epochs between pushes; there is one after the last epoch in any case")
     last_passes: Positive = Field(20, description="passes in which the last layer alone is fitted, after each push")
     rate_epochs: Positive = Field(5, description="epochs after the warm ones in which rates fall to a tenth")
+    backbone_rate: float = Field(
+        1e-4, gt=0, description="learning rate of the convolutional part; the authors' is for one trained on ImageNet"
+    )
     prune: bool = Field(False, description="remove prototypes in the end that do not look like their class")
 
 
@@ -430,7 +436,11 @@ class Study(_Closed):
 
     @model_validator(mode="after")
     def _models_choose_from_the_study(self) -> Self:
-        known: dict[str, list[Any]] = {"datasets": [dataset.name for dataset in self.datasets], "seeds": self.seeds}
+        known: dict[str, list[Any]] = {
+            "datasets": [dataset.name for dataset in self.datasets],
+            "seeds": self.seeds,
+            "stages": self.stages,
+        }
         for model in self.models:
             for key, values in known.items():
                 chosen = getattr(model, key)

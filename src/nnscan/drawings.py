@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,10 +13,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from nnscan.correlation import Correlation
 from nnscan.dimension import LOWER_BOUND
-from nnscan.figures import Image, plain
+from nnscan.figures import Image, plain, sentence, short_layers
 from nnscan.prototypes import Box, Explanation
 
 
@@ -70,6 +73,67 @@ def dimension_blocks(blocks: pd.DataFrame) -> Figure:
     return figure
 
 
+def detectors_over_training(counts: pd.DataFrame) -> Figure:
+    """Draw how many distinct concepts each layer detects before, during and after training.
+
+    Args:
+        counts: The tables of `dissection.detector_counts` of all checkpoints and seeds, with the columns checkpoint (in
+            the order of training) and seed.
+    """
+    checkpoints = counts["checkpoint"].unique().tolist()
+    layers = counts.sort_values("depth")["layer"].unique().tolist()
+    totals = counts.groupby(["checkpoint", "seed", "layer"], sort=False)["best"].sum().reset_index()
+    totals["time"] = totals["checkpoint"].map(checkpoints.index)
+    totals["conv"] = totals["layer"].map(dict(zip(layers, short_layers(layers), strict=True)))
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    sns.lineplot(totals, x="time", y="best", hue="conv", hue_order=short_layers(layers), marker="o", errorbar="sd",
+                 palette=sns.color_palette("viridis", len(layers)), ax=axes)  # fmt: skip
+    axes.set_xticks(range(len(checkpoints)), [name.replace("_", " ") for name in checkpoints])
+    axes.set(xlabel="", ylabel="unique detectors, all categories", ylim=(0, None), title="Unique detectors in training")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    return figure
+
+
+@dataclass(frozen=True)
+class UnitReasons:
+    """An image, and what the units that detect something add to the score of its class.
+
+    Attributes:
+        title: What is written above: true class and answer.
+        image: (C, H, W) in [0, 1].
+        labels: Of the units with the largest contributions, by size.
+        contributions: In units of the class score.
+    """
+
+    title: str
+    image: Image
+    labels: Sequence[str]
+    contributions: Sequence[float]
+
+
+def unit_explanations(reasons: Sequence[UnitReasons], layer: str) -> Figure:
+    """Draw predictions with the labelled units that contribute most to them; negative ones speak against the class."""
+    figure, grid = plt.subplots(
+        len(reasons), 2, figsize=(8, 2.1 * len(reasons) + 0.4), width_ratios=(1, 2.4), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    colors = sns.color_palette("deep")
+    for (left, right), reason in zip(grid, reasons, strict=True):
+        _picture(left, reason.image)
+        left.set_title(plain(reason.title), fontsize=9)
+        places = range(len(reason.labels))[::-1]
+        right.barh(places, reason.contributions, color=[colors[0 if v >= 0 else 3] for v in reason.contributions])
+        right.set_yticks(places, [plain(label) for label in reason.labels], fontsize=8)
+        right.axvline(0, color="0.4", linewidth=0.8)
+        right.tick_params(axis="x", labelsize=7)
+        right.grid(False, axis="y")
+    grid[-1, 1].set_xlabel("score that the class loses without the unit", fontsize=8)
+    figure.suptitle(f"Why these classes: units of {plain(layer)} and what they detect", fontsize=11)
+    return figure
+
+
 def dimension_errors(runs: pd.DataFrame, correlation: Correlation | None) -> Figure:
     """Draw the test error of runs against the intrinsic dimension of their last hidden layers.
 
@@ -93,9 +157,23 @@ def dimension_errors(runs: pd.DataFrame, correlation: Correlation | None) -> Fig
     return figure
 
 
-def likeness_page(
-    heading: str, image: Image, explanation: Explanation, sources: Sequence[Image], classes: Sequence[str]
-) -> Figure:
+class Likenesses(NamedTuple):
+    """An image with its explanation by prototypes.
+
+    Attributes:
+        heading: What is written above.
+        image: The image (C, H, W) in [0, 1].
+        explanation: Its explanation.
+        sources: For each likeness of the explanation its training image (C, H, W) in [0, 1].
+    """
+
+    heading: str
+    image: Image
+    explanation: Explanation
+    sources: Sequence[Image]
+
+
+def likeness_page(found: Likenesses | None, classes: Sequence[str]) -> Figure:
     """Draw "this looks like that": a row for each of the most activated prototypes, and what they add up to.
 
     A row shows the image with the patch that fits, the training image that the prototype comes from with its patch,
@@ -103,12 +181,12 @@ def likeness_page(
     class scores, with the part that the prototypes above account for.
 
     Args:
-        heading: What is written above.
-        image: The image (C, H, W) in [0, 1].
-        explanation: Its explanation.
-        sources: For each likeness of the explanation its training image (C, H, W) in [0, 1].
+        found: The image; None where there is none of its kind.
         classes: Class names.
     """
+    if found is None:
+        return sentence("no test image of this kind")
+    heading, image, explanation, sources = found
     rows, names = len(explanation.likenesses), [plain(name) for name in classes]
     heads = ("this image", "looks like that one,", "here", "similarity", "contribution to each class")
     figure, grid = plt.subplots(

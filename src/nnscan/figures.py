@@ -170,7 +170,7 @@ class Portrait:
 def learning_images(portraits: Sequence[Portrait]) -> Figure:
     """Draw learning images of the strongest and weakest neurons: a row for each layer, inputs above their images."""
     if not portraits:
-        return _sentence("no neuron has a positive value")
+        return sentence("no neuron has a positive value")
     layers = list(dict.fromkeys(portrait.layer for portrait in portraits))
     widest = max(
         sum(p.layer == layer and p.strongest == s for p in portraits) for layer in layers for s in (True, False)
@@ -402,7 +402,7 @@ def anomaly_history(losses: pd.DataFrame, counts: pd.DataFrame) -> Figure:
             not overfitted.
     """
     if counts.empty:
-        return _sentence("no overfitting training")
+        return sentence("no overfitting training")
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.7))
     for split in ("train", "validation"):
         sns.lineplot(losses, x="epoch", y=f"{split}_loss", errorbar="sd", ax=left, label=split)
@@ -523,7 +523,7 @@ def distances(table: pd.DataFrame) -> Figure:
         table: The tables of `knowledge.sample_distances` of all seeds, with the column seed.
     """
     if table.empty:
-        return _sentence("no neuron has learning images for two samples")
+        return sentence("no neuron has learning images for two samples")
     frame = table.assign(label=table["layer"].map(_kind_labels(table)))
     names = ["own", "other", "own_scaled", "other_scaled"]
     means = frame.groupby(["seed", "depth", "label"])[names].mean().reset_index().sort_values("depth")
@@ -619,7 +619,7 @@ class MapPair:
 def feature_maps(sample: Image, pairs: Sequence[MapPair]) -> Figure:
     """Draw filters' feature maps above their learning images: a pair of rows for each layer; the input on the left."""
     if not pairs:
-        return _sentence("no layer has feature maps with places")
+        return sentence("no layer has feature maps with places")
     layers = list(dict.fromkeys(pair.layer for pair in pairs))
     columns = 1 + max(sum(pair.layer == layer for pair in pairs) for layer in layers)
     # an empty column leaves room for the labels between the input and the maps
@@ -646,7 +646,7 @@ def feature_maps(sample: Image, pairs: Sequence[MapPair]) -> Figure:
     return figure
 
 
-def _sentence(text: str) -> Figure:
+def sentence(text: str) -> Figure:
     """Return a figure that says why there is nothing to draw."""
     figure, axes = plt.subplots(figsize=(5, 1.5))
     axes.axis("off")
@@ -669,7 +669,7 @@ def quantity_correlation(by_layer: pd.DataFrame) -> Figure:
     """
     frame = _elements(by_layer[by_layer["without"] == ""])
     if frame["correlation"].isna().all():
-        return _sentence("no feature quantity: the data have no foreground masks")
+        return sentence("no feature quantity: the data have no foreground masks")
     names = {"correlation": "all neurons", "correlation_active": "active neurons"}
     tidy = frame.rename(columns=names).melt(["seed", "label"], list(names.values()))
     figure, axes = plt.subplots(figsize=(max(5.0, 0.7 * frame["label"].nunique() + 3), 3.9))
@@ -691,7 +691,7 @@ def quantity_ablation(by_layer: pd.DataFrame) -> Figure:
     """
     frame = _elements(by_layer)
     if frame["mean"].isna().all():
-        return _sentence("no feature quantity: the data have no foreground masks")
+        return sentence("no feature quantity: the data have no foreground masks")
     figure, grid = plt.subplots(1, 3, figsize=(13.5, 3.8))
     colours = ["black", *sns.color_palette()]
     shown = (("correlation", "Pearson's r with the activation"), ("mean", "mean of FQ"), ("variance", "variance of FQ"))
@@ -797,7 +797,7 @@ def similar_neurons(neurons: Sequence[SimilarNeuron], average: Image, visualisat
         heading: What is written above.
     """
     if not neurons:
-        return _sentence("no neuron is active")
+        return sentence("no neuron is active")
     rows = list(dict.fromkeys((neuron.layer, neuron.most) for neuron in neurons))
     widest = max(sum((neuron.layer, neuron.most) == row for neuron in neurons) for row in rows)
     figure, grid = plt.subplots(
@@ -828,7 +828,7 @@ def cut_training(histories: pd.DataFrame | None) -> Figure:
             layers were removed.
     """
     if histories is None:
-        return _sentence("no layers were removed from this network")
+        return sentence("no layers were removed from this network")
     seeds = histories["seed"].nunique()
     labels: dict[int, str] = {}
     for convolutions in sorted(histories["convolutions"].unique().tolist()):
@@ -912,7 +912,7 @@ class UnitGallery:
 def unit_galleries(galleries: Sequence[UnitGallery]) -> Figure:
     """Draw units with the images that activate them most; what lies outside a unit's mask is dimmed."""
     if not galleries:
-        return _sentence("no unit overlaps with a concept")
+        return sentence("no unit overlaps with a concept")
     columns, shown = 2, max(len(gallery.images) for gallery in galleries)
     height, width = galleries[0].images.shape[2:]
     rows = -(-len(galleries) // columns)

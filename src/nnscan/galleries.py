@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnscan.backprop import guided_backpropagation, guided_scores
-from nnscan.broden import Broden
 from nnscan.components import LayerComponents
 from nnscan.data import Dataset, stratified_sample
-from nnscan.dissection import Feed, Probe, Upsampling, View, dissected_modules
 from nnscan.errors import ModelError
 from nnscan.explainers import EXPLAINERS, Scanned, answers, filter_map, neuron_map
 from nnscan.figures import (
@@ -25,7 +23,6 @@ from nnscan.figures import (
     Portrait,
     Process,
     SimilarNeuron,
-    UnitGallery,
     numbered_layers,
     plain,
     short_layers,
@@ -289,49 +286,3 @@ def similar_neurons(
                 title = f"filter {row['filter']}\n{row['similarity']:.3f}"
                 neurons.append(SimilarNeuron(labels[place], most, title, images[row["filter"]]))
     return neurons, guided_scores(model, x, [number])[0].cpu().numpy()
-
-
-def unit_exhibits(
-    model: nn.Module,
-    broden: Broden,
-    feed: Feed,
-    units: pd.DataFrame,
-    exemplars: pd.DataFrame,
-    layer: str,
-    count: int = 8,
-    shown: int = 5,
-    upsampling: Upsampling = "anchored",
-) -> list[UnitGallery]:
-    """Return the units of a layer that detect their concept best, with the images that activate them most.
-
-    First come detectors, of these the best of each label, by IoU.
-
-    Args:
-        model: The network.
-        broden: The labelled images that it was dissected with.
-        feed: How they became inputs.
-        units: The units of `dissection.network_dissection`.
-        exemplars: The images of their highest activations.
-        layer: The layer.
-        count: Units.
-        shown: Images of each.
-        upsampling: As in the dissection.
-    """
-    own = units[(units["layer"] == layer) & (units["iou"] > 0)].sort_values(["iou", "unit"], ascending=[False, True])
-    own = own.assign(again=own.duplicated("label")).sort_values(
-        ["is_detector", "again"], ascending=[False, True], kind="stable"
-    )
-    ranked = own.head(count)
-    first = feed.inputs(feed.pixels(broden, range(1)))
-    module = dissected_modules(model, first, [layer])[layer]
-    probe = Probe(model, broden, feed, {layer: View(module)}, upsampling)
-    thresholds = units[units["layer"] == layer].sort_values("unit")["threshold"].to_numpy(np.float32)
-    galleries = []
-    for row in ranked.to_dict("records"):
-        tops = exemplars[(exemplars["layer"] == layer) & (exemplars["unit"] == row["unit"])].sort_values("rank")
-        images = tops["image"].head(shown).tolist()
-        pixels = feed.pixels(broden, images)
-        masks = probe.masks(layer, thresholds, images, (pixels.shape[2], pixels.shape[3]))[:, row["unit"]]
-        title = f"unit {row['unit']}: {row['label']} ({row['category']}), IoU {row['iou']:.3f}"
-        galleries.append(UnitGallery(title, (pixels / 255).astype(np.float32), masks))
-    return galleries

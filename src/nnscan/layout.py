@@ -6,7 +6,7 @@ Nothing here imports torch: every job of a cluster parses the Snakefile again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,6 +194,85 @@ FIGURES = {
         "filter sees it; a few points far away from a dense cloud make an anomaly filter. Of the last "
         "checkpoint and first seed: anomaly filters first, then filters with outliers, by CH index.",
     ),
+    "detectors": Figure(
+        "draw_units",
+        "What the units of each layer detect",
+        "Distinct concepts that some unit of the layer detects: the concept that its highest activations overlap with "
+        "best, if they do so well enough. Counted by each unit's best concept, or by the best one in each "
+        "category.",
+        "dissection",
+    ),
+    "detectors_over_training": Figure(
+        "draw_units",
+        "Unique detectors before, during and after training",
+        "Distinct concepts, each unit's best ones in all categories, with random weights, after a third and two "
+        "thirds of the training, and at its lowest validation loss. What the random network detects is chance, "
+        "or comes from single pixels.",
+        "dissection",
+    ),
+    "unit_galleries": Figure(
+        "draw_units",
+        "Units that detect something, and the images that activate them most",
+        "Of the last dissected layer, the best units of each concept first. What lies outside the unit's mask, where "
+        "its enlarged map is above its threshold, is dimmed. First seed.",
+        "dissection",
+    ),
+    "rotation": Figure(
+        "draw_units",
+        "Unique detectors of a rotated layer",
+        "The last dissected layer is multiplied by a power of a random rotation and what reads it by the inverse: the "
+        "network's answers stay the same, its units become other ones. If concepts belong to the network's own units, "
+        "the curve falls.",
+        "dissection",
+    ),
+    "unit_explanations": Figure(
+        "draw_units",
+        "Predictions explained by units",
+        "Test images, and how much the score of the class that the network gives falls when one unit of the last "
+        "dissected layer is set to zero. A unit is named by the concept that it detects. First seed.",
+        "dissection",
+    ),
+    "dimension": Figure(
+        "draw_dimension",
+        "Intrinsic dimension by layer",
+        "Left: TwoNN, from the input to the class scores; above 20 values are lower bounds. Right: how many principal "
+        "components hold 90 % of the variance. Bars: spread over the seeds.",
+        "dimension",
+    ),
+    "dimension_blocks": Figure(
+        "draw_dimension",
+        "Intrinsic dimension by number of points",
+        "The estimate on ever smaller parts of the images: where a curve is level, it does not depend on the scale. "
+        "Trained network, first seed.",
+        "dimension",
+    ),
+    "dimension_errors": Figure(
+        "draw_dimension",
+        "Dimension of the last hidden layer and test error",
+        "Each point is a run of one of the study's networks on this data set; horizontal bars are the estimates' own. "
+        "Pearson's r with its 95 % interval, to which seeds of one network count as independent.",
+        "dimension",
+    ),
+    "prototypes": Figure(
+        "draw_prototypes",
+        "Prototypes of a ProtoPNet",
+        "Each prototype is a patch of a training image: where its similarity to the image, enlarged, is in the highest "
+        "5 %. First seed.",
+        "prototypes",
+    ),
+    "likeness": Figure(
+        "draw_prototypes",
+        "This looks like that: a right answer",
+        "The most activated prototypes for a test image, where it is similar to them, and what they add to each class "
+        "score; the contributions of all prototypes add up to the scores. First seed.",
+        "prototypes",
+    ),
+    "likeness_wrong": Figure(
+        "draw_prototypes",
+        "This looks like that: a wrong answer",
+        "The same for a test image that the ProtoPNet takes for another class. First seed.",
+        "prototypes",
+    ),
 }
 """The figures of a data set and model, by file name, in the order of the report."""
 
@@ -269,6 +348,10 @@ class Layout:
         """Return all runs of the study."""
         return [RunKey(*network, seed) for network in self.networks() for seed in self.seeds(network[1])]
 
+    def runs_on(self, dataset: str, stage: Stage) -> list[RunKey]:
+        """Return the runs on a data set of which a stage is asked for."""
+        return [run for run in self.runs() if run.dataset == dataset and stage in self.stages(run.model)]
+
     def networks(self) -> list[tuple[str, str]]:
         """Return the data set and model of each figure of the study."""
         return [
@@ -330,9 +413,11 @@ class Layout:
             return ["well_trained"]
         return [name for name in MEASURED if name != "shuffled" or model in self.overfitted()]
 
-    def prototyped(self, model: str) -> bool:
-        """Return whether a ProtoPNet can be built on a model."""
-        return self.study.model(model).source in PROTOTYPED
+    def stages(self, model: str) -> list[Stage]:
+        """Return what is measured on a model; a ProtoPNet can be built on some only."""
+        entry = self.study.model(model)
+        own = [stage for stage in self.study.stages if entry.stages is None or stage in entry.stages]
+        return [stage for stage in own if stage != "prototypes" or entry.source in PROTOTYPED]
 
     @property
     def concepts(self) -> str:
@@ -376,7 +461,7 @@ class Layout:
     def run_names(self, key: RunKey) -> list[str]:
         """Return what tables and figures need of a run, relative to its folder; other files there are leftovers."""
         names = ["training/history.csv", "training/results.csv"]
-        stages = self.study.stages
+        stages = self.stages(key.model)
         names += self._of_theses(key.model) if "theses" in stages else []
         names += self._of_systems(key.model, stages)
         return names
@@ -398,7 +483,7 @@ class Layout:
             ]
             if "shuffled" in self.measured(model):
                 names += ["training/shuffled_history.csv", "training/shuffled_results.csv"]
-        if "prototypes" in stages and self.prototyped(model):
+        if "prototypes" in stages:
             names += [f"training/prototypes{name}.csv" for name in ("", "_distinct", "_history", "_results")]
         return names
 
@@ -449,9 +534,13 @@ class Layout:
         """Return the tables that the study's stages ask for."""
         return [name for name, stage in TABLES.items() if stage in self.study.stages]
 
-    def figure_names(self) -> list[str]:
-        """Return the figures of each data set and model that the study's stages ask for."""
+    def shown_figures(self) -> list[str]:
+        """Return the names of all figures that the study's stages ask for."""
         return [name for name, figure in FIGURES.items() if figure.stage in self.study.stages]
+
+    def figure_names(self, model: str) -> list[str]:
+        """Return the figures of a model that its stages ask for."""
+        return [name for name, figure in FIGURES.items() if figure.stage in self.stages(model)]
 
     def figures_of(self, rule: str) -> dict[str, str]:
         """Return the titles of the figures that a rule draws, by name."""
@@ -462,7 +551,7 @@ class Layout:
         return [
             f"{self.root}/figures/{dataset}/{model}/{figure}.png"
             for dataset, model in self.networks()
-            for figure in self.figure_names()
+            for figure in self.figure_names(model)
         ]
 
     def pages(self) -> dict[str, str]:
@@ -470,7 +559,7 @@ class Layout:
         return {
             f"{self.root}/figures/{dataset}/{model}/similarity.png": self.page.format(dataset=dataset, model=model)
             for dataset, model in self.networks()
-            if "similarity" in self.figure_names()
+            if "similarity" in self.figure_names(model)
         }
 
     @property
@@ -484,7 +573,7 @@ class Layout:
             [f"{FIGURES[name].title}: {model} on {dataset}", FIGURES[name].caption,
              f"{self.root}/figures/{dataset}/{model}/{name}.png"]
             for dataset, model in networks
-            for name in self.figure_names()
+            for name in self.figure_names(model)
         ]  # fmt: skip
 
 

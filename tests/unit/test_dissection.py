@@ -33,7 +33,7 @@ from nnscan.dissection import (
     unit_table,
 )
 from nnscan.errors import DataError, LayerError, ModelError, ScanError
-from nnscan.galleries import unit_exhibits
+from nnscan.exhibits import unit_exhibits
 from nnscan.linearisation import Linearisation
 from nnscan.models import prepare, resnet18
 

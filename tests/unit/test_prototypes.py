@@ -14,7 +14,7 @@ from torch import nn
 
 from nnscan import prototypes
 from nnscan.data import Split, build_dataset, load_dataset
-from nnscan.drawings import likeness_page, prototype_sheet
+from nnscan.drawings import Likenesses, likeness_page, prototype_sheet
 from nnscan.errors import DataError, ModelError, TrainingError
 from nnscan.models import ZOO, SequentialCNN, build_model
 from nnscan.prototypes import (
@@ -423,7 +423,7 @@ def test_the_pages_show_what_the_explanation_says(network, dataset):
     found = explain(network, x[5], count=2)
     images = dataset.display(x.numpy())
     sources = [images[one.source] for one in found.likenesses]
-    page = likeness_page("an image", images[5], found, sources, dataset.classes)
+    page = likeness_page(Likenesses("an image", images[5], found, sources), dataset.classes)
     bars = [axes for axes in page.axes if axes.patches and not axes.images]
     heights = [[bar.get_height() for bar in axes.patches] for axes in bars]
     for values, one in zip(heights[:2], found.likenesses, strict=True):

@@ -137,3 +137,138 @@ rule train_prototypes:
         "ProtoPNet on {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
     script:
         "../scripts/train_prototypes.py"
+
+
+rule draw_units:
+    input:
+        data=layout.dataset("data.h5"),
+        concepts=layout.concepts,
+        weights=layout.first_seed("training/well_trained.safetensors"),
+        units=layout.first_seed("metrics/well_trained/units.parquet"),
+        exemplars=layout.first_seed("metrics/well_trained/exemplars.parquet"),
+        detectors=lambda wildcards: [
+            file
+            for checkpoint in layout.dissected(wildcards.model)
+            for file in layout.over_seeds(f"metrics/{checkpoint}/detectors.parquet")(
+                wildcards
+            )
+        ],
+        rotations=layout.over_seeds("experiments/rotations.parquet"),
+    output:
+        **{
+            name: report(
+                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                subcategory="{dataset} {model}",
+                labels={"figure": title},
+            )
+            for name, title in layout.figures_of("draw_units").items()
+        },
+    log:
+        layout.log("draw_units", "dataset", "model"),
+    benchmark:
+        layout.benchmark("draw_units", "dataset", "model")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        checkpoints=lambda wildcards: layout.dissected(wildcards.model),
+        seeds=lambda wildcards: layout.seeds(wildcards.model),
+        size=study.dissection.size,
+        upsampling=study.dissection.upsampling,
+        code=source_digest("exhibits", "drawings", "training"),
+    message:
+        "Drawing what the units of {wildcards.model} on {wildcards.dataset} detect"
+    script:
+        "../scripts/draw_units.py"
+
+
+rule draw_dimension:
+    input:
+        dimensions=lambda wildcards: [
+            file
+            for checkpoint in layout.measured(wildcards.model)
+            for file in layout.over_seeds(f"metrics/{checkpoint}/dimension.parquet")(
+                wildcards
+            )
+        ],
+        blocks=layout.first_seed("metrics/well_trained/dimension_blocks.parquet"),
+        every_dimension=lambda wildcards: [
+            layout.run("metrics/well_trained/dimension.parquet").format(
+                **run._asdict()
+            )
+            for run in layout.runs_on(wildcards.dataset, "dimension")
+        ],
+        every_result=lambda wildcards: [
+            layout.run("training/results.csv").format(**run._asdict())
+            for run in layout.runs_on(wildcards.dataset, "dimension")
+        ],
+    output:
+        **{
+            name: report(
+                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                subcategory="{dataset} {model}",
+                labels={"figure": title},
+            )
+            for name, title in layout.figures_of("draw_dimension").items()
+        },
+    log:
+        layout.log("draw_dimension", "dataset", "model"),
+    benchmark:
+        layout.benchmark("draw_dimension", "dataset", "model")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        checkpoints=lambda wildcards: layout.measured(wildcards.model),
+        seeds=lambda wildcards: layout.seeds(wildcards.model),
+        networks=lambda wildcards: [
+            run.model for run in layout.runs_on(wildcards.dataset, "dimension")
+        ],
+        code=source_digest("correlation", "drawings", "tables"),
+    message:
+        "Drawing the intrinsic dimension of {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../scripts/draw_dimension.py"
+
+
+rule draw_prototypes:
+    input:
+        data=layout.dataset("data.h5"),
+        weights=layout.first_seed("training/prototypes.safetensors"),
+        prototypes=layout.first_seed("training/prototypes.csv"),
+    output:
+        **{
+            name: report(
+                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                subcategory="{dataset} {model}",
+                labels={"figure": title},
+            )
+            for name, title in layout.figures_of("draw_prototypes").items()
+        },
+    log:
+        layout.log("draw_prototypes", "dataset", "model"),
+    benchmark:
+        layout.benchmark("draw_prototypes", "dataset", "model")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        model=lambda wildcards: layout.model_parameters(wildcards.model),
+        code=source_digest("exhibits", "drawings", "training"),
+    message:
+        "Drawing the prototypes of {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../scripts/draw_prototypes.py"
