@@ -250,6 +250,75 @@ def put_localisation(run: Run, overlaps: dict[str, list[float]]) -> None:
     put(run, "metrics/well_trained/localisation.parquet", rows)
 
 
+def put_detectors(run: Run, checkpoint: str, layers: dict[str, dict[str, tuple[int, int, int]]], of: int = 20) -> None:
+    """Write of each layer, of so many units, the distinct top labels, distinct best ones and detectors by category."""
+    rows = [
+        {"layer": layer, "depth": 2 * depth, "category": category, "top": top, "best": best, "units": units, "of": of}
+        for depth, (layer, categories) in enumerate(layers.items())
+        for category, (top, best, units) in categories.items()
+    ]
+    put(run, f"metrics/{checkpoint}/detectors.parquet", rows)
+
+
+def put_rotations(run: Run, counts: dict[float, list[tuple[int, int]]]) -> None:
+    """Write the best concepts in two categories of each power and rotation; the power 0 belongs to none."""
+    rows = [
+        {"layer": "z", "rotation": number if alpha else -1, "alpha": alpha, "deviation": 1e-6, "category": category,
+         "top": 1, "best": best, "units": best}
+        for alpha, rotations in counts.items()
+        for number, pair in enumerate(rotations)
+        for category, best in zip(("color", "object"), pair, strict=True)
+    ]  # fmt: skip
+    put(run, "experiments/rotations.parquet", rows)
+
+
+def put_dimensions(run: Run, checkpoint: str, places: list[tuple[float, int]], output: bool = True) -> None:
+    """Write the intrinsic and the PCA dimension of each place, the first of which is the input, the last the output."""
+    last = len(places) - output
+    rows = [
+        {"layer": f"l{depth}" if depth else "input", "depth": depth, "relative_depth": depth / last, "width": 64,
+         "points": 100, "dropped": 0, "dimension": dimension, "sd": 0.1, "pca_dimension": components, "warning": ""}
+        for depth, (dimension, components) in enumerate(places)
+    ]  # fmt: skip
+    put(run, f"metrics/{checkpoint}/dimension.parquet", rows)
+
+
+def put_test_accuracy(run: Run, accuracy: float) -> None:
+    """Write the test accuracy (0 to 1) of the well-trained checkpoint beside others."""
+    rows = [
+        {"checkpoint": checkpoint, "split": split, "loss": 1.0, "accuracy": accuracy if own else 0.125}
+        for checkpoint in ("third1", "well_trained")
+        for split in ("train", "test")
+        for own in [(checkpoint, split) == ("well_trained", "test")]
+    ]
+    put(run, "training/results.csv", rows)
+
+
+def put_shuffled_accuracy(run: Run, accuracy: float) -> None:
+    """Write the accuracy (0 to 1) on the shuffled labels of the training images."""
+    rows = [
+        {"checkpoint": "shuffled", "split": split, "loss": 1.0, "accuracy": accuracy if split == "train" else 0.125}
+        for split in ("train", "test")
+    ]
+    put(run, "training/shuffled_results.csv", rows)
+
+
+def put_prototypes(run: Run, backbone: float, prototypes: float, distinct: list[tuple[int, int]]) -> None:
+    """Write the test accuracies (0 to 1), and of each class the prototypes and how many of them are distinct."""
+    rows = [
+        {"checkpoint": checkpoint, "split": split, "loss": 1.0, "accuracy": accuracy if split == "test" else 1.0}
+        for checkpoint, accuracy in (("backbone", backbone), ("prototypes", prototypes))
+        for split in ("train", "validation", "test")
+    ]
+    put(run, "training/prototypes_results.csv", rows)
+    rows = [
+        {"class": number, "name": f"name{number}", "prototypes": count, "distinct": own, "images": own,
+         "smallest_distance": 0.1}
+        for number, (count, own) in enumerate(distinct)
+    ]  # fmt: skip
+    put(run, "training/prototypes_distinct.csv", rows)
+
+
 def fill(table: str, runs: list[Run], published: Path) -> pd.DataFrame:
     return TABLES[table].function(runs, read_published(published, table))
 

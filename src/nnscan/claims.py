@@ -6,10 +6,10 @@ A claim is a statistic of one run, a side of a threshold on which it has to lie,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from nnscan.tables import Row, Run, UndefinedStatistic, named_seeds, records_of,
 Verdict = Literal["reproduced", "contradicted", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "contradicted", "inconclusive")
 EVERY = "all"  # models, of a statistic over the runs of a data set
+Value = TypeVar("Value")
 _CLAIM_COLUMNS = (
     *("id", "table", "dataset", "model", "statement", "direction", "threshold", "unit"),
     *("statistic", "ci_low", "ci_high", "seeds", "undefined", "verdict", "note", "remark", "source"),
@@ -125,7 +126,7 @@ def evaluate_claims(claims: Iterable[Claim], runs: Sequence[Run]) -> pd.DataFram
     Args:
         claims: The claims.
         runs: The runs; a statistic of one run gives one value, the seeds are the sample. A statistic over runs takes
-            all of a data set and has an interval of its own; its model is "all".
+            all of a data set that the claim speaks about and has an interval of its own; its model is "all".
 
     Returns:
         One row per claim, data set and model: id, table, dataset, model, statement, direction, threshold, unit,
@@ -134,20 +135,27 @@ def evaluate_claims(claims: Iterable[Claim], runs: Sequence[Run]) -> pd.DataFram
         missing), remark and source (of the claim).
     """
     groups: dict[tuple[str, str], list[Run]] = {}
-    together: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(runs):
         groups.setdefault((run.dataset, run.model), []).append(run)
-        together.setdefault((run.dataset, EVERY), []).append(run)
     order = sorted(groups, key=lambda group: (group[0], sort_key("model", group[1])))
     rows = []
     for claim in claims:
-        judge, parts = (_over_runs, together) if claim.statistic in OVER_RUNS else (_over_seeds, groups)
-        for dataset, model in together if parts is together else order:
-            if (claim.models and model not in (*claim.models, EVERY)) or (
-                claim.datasets and dataset not in claim.datasets
-            ):
-                continue
-            found = judge(claim, parts[dataset, model])
+        spoken = [
+            group
+            for group in order
+            if (not claim.datasets or group[0] in claim.datasets) and (not claim.models or group[1] in claim.models)
+        ]
+        parts = {group: groups[group] for group in spoken}
+        judge = _over_seeds
+        if claim.statistic in OVER_RUNS:
+            judge = _over_runs
+            datasets = dict.fromkeys(dataset for dataset, _ in spoken)
+            parts = {
+                (name, EVERY): [run for group in spoken if group[0] == name for run in groups[group]]
+                for name in datasets
+            }
+        for (dataset, model), own in parts.items():
+            found = judge(claim, own)
             rows.append(
                 {
                     **{name: getattr(claim, name) for name in ("id", "table")},
@@ -163,16 +171,22 @@ def evaluate_claims(claims: Iterable[Claim], runs: Sequence[Run]) -> pd.DataFram
     return typed(pd.DataFrame(rows, columns=_CLAIM_COLUMNS))
 
 
-def _over_seeds(claim: Claim, runs: Sequence[Run]) -> Row:
-    values: list[float] = []
-    reasons: dict[str, list[int]] = {}
+def _sampled(function: Callable[[Run], Value], runs: Sequence[Run]) -> tuple[list[Value], dict[str, list[Run]]]:
+    """Return the values of the runs that have one, and the others by the reason why not."""
+    values: list[Value] = []
+    reasons: dict[str, list[Run]] = {}
     for run in runs:
         try:
-            values.append(STATISTICS[claim.statistic](run))
+            values.append(function(run))
         except UndefinedStatistic as reason:
-            reasons.setdefault(str(reason), []).append(run.seed)
+            reasons.setdefault(str(reason), []).append(run)
+    return values, reasons
+
+
+def _over_seeds(claim: Claim, runs: Sequence[Run]) -> Row:
+    values, reasons = _sampled(STATISTICS[claim.statistic], runs)
     mean, low, high = interval(values)
-    notes = [f"undefined for {named_seeds(seeds)}: {reason}" for reason, seeds in reasons.items()]
+    notes = [f"undefined for {named_seeds(run.seed for run in own)}: {reason}" for reason, own in reasons.items()]
     if len(values) == 1:
         notes.append("one seed has a value: no interval")
     return {
@@ -182,9 +196,18 @@ def _over_seeds(claim: Claim, runs: Sequence[Run]) -> Row:
 
 
 def _over_runs(claim: Claim, runs: Sequence[Run]) -> Row:
+    values, reasons = _sampled(OVER_RUNS[claim.statistic].of_run, runs)
+    notes = []
+    for reason, own in reasons.items():
+        models = dict.fromkeys(run.model for run in own)
+        named = [f"{model} {named_seeds(run.seed for run in own if run.model == model)}" for model in models]
+        notes.append(f"undefined for {', '.join(named)}: {reason}")
     try:
-        value, low, high = OVER_RUNS[claim.statistic](runs)
+        statistic, low, high = OVER_RUNS[claim.statistic].combine(values)
     except UndefinedStatistic as reason:
-        nothing = dict.fromkeys(("statistic", "ci_low", "ci_high"), math.nan)
-        return {**nothing, "seeds": 0, "undefined": len(runs), "note": f"undefined: {reason}"}
-    return {"statistic": value, "ci_low": low, "ci_high": high, "seeds": len(runs), "undefined": 0, "note": ""}
+        statistic = low = high = math.nan
+        notes.append(f"undefined: {reason}")
+    return {
+        **{"statistic": statistic, "ci_low": low, "ci_high": high, "seeds": len(values)},
+        **{"undefined": len(runs) - len(values), "note": "; ".join(notes)},
+    }

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from nnscan.correlation import Correlation
 from nnscan.dimension import LOWER_BOUND
@@ -66,6 +66,11 @@ def dimension_blocks(blocks: pd.DataFrame) -> Figure:
         axes.errorbar(part["points"], part["dimension"], part["sd"], marker=".", linewidth=1, capsize=2, color=color,
                       label=plain(layer))  # fmt: skip
     axes.set_xscale("log")
+    low, high = blocks["points"].min(), blocks["points"].max()
+    ticks = [digit * 10**power for power in range(1, 6) for digit in (1, 2, 5)]
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="points in a block", ylabel="intrinsic dimension", title="Block analysis (bars: over the blocks)")
     axes.set_ylim(0, None)
     axes.legend(fontsize=7, ncols=2)
@@ -88,7 +93,8 @@ def detectors_over_training(counts: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     sns.lineplot(totals, x="time", y="best", hue="conv", hue_order=short_layers(layers), marker="o", errorbar="sd",
                  palette=sns.color_palette("viridis", len(layers)), ax=axes)  # fmt: skip
-    axes.set_xticks(range(len(checkpoints)), [name.replace("_", " ") for name in checkpoints])
+    times = {"third1": "after 1/3", "third2": "after 2/3", "well_trained": "well trained"}
+    axes.set_xticks(range(len(checkpoints)), [times.get(name, name) for name in checkpoints])
     axes.set(xlabel="", ylabel="unique detectors, all categories", ylim=(0, None), title="Unique detectors in training")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

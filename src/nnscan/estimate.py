@@ -3,7 +3,7 @@
 A study is counted from its configuration; its data need not be there. Three things make an estimate:
 
 - *facts* of each network: multiply-adds of its layers and of a sweep over the pixels, neurons, parameters, counted on
-  the model built as the pipeline builds it, and the number of images in each split;
+  the model built as the pipeline builds it, and the number of images in each split, and of labelled images;
 - *speeds* of this machine with one thread, measured on the very network (small networks are far from what a processor
   can do): multiply-adds per second of forward passes, of training, and of large matrix products;
 - `RULES`: for each rule of the workflow the work of one of its jobs, as a formula of the facts.
@@ -30,14 +30,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnscan.annotations import CAMVID_CLASSES
-from nnscan.configuration import DatasetConfig, ScanConfig, Study, TrainingConfig
+from nnscan.broden import camvid, read_broden
+from nnscan.configuration import DatasetConfig, DissectionConfig, ScanConfig, Stage, Study, TrainingConfig
 from nnscan.data import archive_members, load_dataset
 from nnscan.errors import ConfigurationError, DataError
 from nnscan.layout import CUTTABLE, Layout
-from nnscan.linearisation import Linearisation, LinearisationError
+from nnscan.linearisation import Linearisation, LinearisationError, as_maps
 from nnscan.models import (
     ZOO,
     build_model,
+    capture,
     chosen_layers,
     evaluation,
     logits,
@@ -45,9 +47,10 @@ from nnscan.models import (
     parameter_count,
     prepare,
     resolve_layer,
+    select_layers,
 )
 from nnscan.moments import IMAGES, QUANTITIES
-from nnscan.places import LAYOUTS, data_root
+from nnscan.places import LAYOUTS, data_places, data_root
 from nnscan.scanner import KEEP_BYTES
 from nnscan.sweeps import WindowSweep
 from nnscan.training import augment, deterministic
@@ -64,14 +67,32 @@ FLOAT = 4
 FILTER_BYTES = 256 * 2**20
 """Images of a filter that `components` holds at a time; of as many filters as fit, of one at least."""
 
+COUNT_BYTES, DIGIT_BITS = 2**28, 16
+"""Counts of all units' values that `dissection` holds in a pass, and bits of a threshold that a pass finds at most."""
+
+LABELLED_BATCH, PROTOTYPE_BATCH = 16, 80
+"""Images in a batch of Network Dissection, and in one of ProtoPNet's training."""
+
+POWERS = 5
+"""Powers of each rotation, `dissection.ALPHAS`."""
+
+HELD_BYTES = 2**30
+"""Representations that `dimension` holds at a time."""
+
+PRUNED_PASSES = 100
+"""Passes in which the last layer is fitted after prototypes have been removed."""
+
 # Fits ---------------------------------------------------------------------------------------------------------------
 # Seconds of one thread on the machine of docs/performance.md, from the benchmarks of studies; bytes likewise.
 
-START = {"plain": 0.35, "statistics": 0.65, "torch": 1.0, "derivatives": 1.95, "drawing": 1.5}
+START = {"plain": 0.35, "statistics": 0.65, "torch": 1.0, "both": 1.4, "derivatives": 1.95, "drawing": 1.5}
 """Interpreter and imports, as a multiple of importing torch and what trains a network: without torch, also with
-scikit-learn; with torch; with its function transforms, which load its compiler; with the libraries that draw."""
+scikit-learn; with torch, also with scikit-learn or scipy's distributions; with torch's function transforms, which load
+its compiler; with the libraries that draw."""
 
-START_BYTES = {"plain": 0.2e9, "statistics": 0.25e9, "torch": 0.65e9, "derivatives": 0.85e9, "drawing": 0.85e9}
+START_BYTES = {
+    "plain": 0.2e9, "statistics": 0.25e9, "torch": 0.65e9, "both": 0.75e9, "derivatives": 0.85e9, "drawing": 0.85e9,
+}  # fmt: skip
 """Memory of a job that has imported its modules."""
 
 AUTOGRAD_BYTES = 0.13e9  # what the first training step loads
@@ -98,6 +119,15 @@ MASKED_SAMPLE = 8e-6  # a sample on which a choice of filters is masked, besides
 QUANTITY_BYTES = 60  # a neuron's row of quantity.parquet
 ACTIVE = 0.8  # share of the filters that respond to a sample
 ANOMALIES = 0.02  # share of the filters that are anomalies
+LABEL_FILE, LABEL_PIXEL = 1.2e-3, 4e-7  # name colours and write an image with its masks; a pixel of it
+LABELLED_BYTES = 1.5  # a pixel of an image with its masks, packed
+COUNTED_VALUE = 5e-9  # a value of a unit in a pass for the thresholds
+OVERLAPPED_PIXEL = 4e-9  # a mask's pixel of a unit that responds to an image, besides enlarging the map
+UNIT_BYTES = 300  # a unit's rows of units.parquet and exemplars.parquet
+NEIGHBOUR_PAIR = 1.2e-7  # two points in the orders of neighbours in all draws and blocks, besides their distance
+PUSHED_VALUE = 1e-9  # a value of a patch's difference from a prototype of its class
+PROTOTYPE_STEP, LAST_STEP = 3e-3, 1e-3  # a batch in the training of a ProtoPNet, and in that of its last layer alone
+DRAWN_PROTOTYPE = 0.02  # a prototype on its image in the sheet
 GPU_MODULE = 1e-4  # a module in a step of training on a GPU, however small: its operations have to be started
 
 
@@ -292,6 +322,85 @@ def _limited(config: DatasetConfig, reason: str) -> dict[str, int]:
     return {"train": config.train_limit, "validation": cut, "test": config.test_limit}
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """The labelled images of Network Dissection; none where a study does not ask for it.
+
+    Attributes:
+        count: Images.
+        pixels: Pixels of an image, on average; likewise below.
+        mask: Pixels of a mask.
+        masks: Masks of an image.
+        concepts: Concepts at most.
+        frames: Frames that the images are made of; 0 where they are there as they are.
+        frame: Pixels of a frame.
+    """
+
+    count: int = 0
+    pixels: float = 0
+    mask: float = 0
+    masks: float = 0
+    concepts: int = 0
+    frames: int = 0
+    frame: float = 0
+
+
+BRODEN = Labelled(63_305, 224**2, 112**2, 3, 1_197)
+"""Broden at 224 x 224 pixels, as published; the number of masks is assumed."""
+
+CAMVID_FRAMES = [(360, 480)] * 468
+"""Sizes of CamVid's frames without its 233 test frames, as published with SegNet."""
+
+CAMVID_CONCEPTS = 43
+"""CamVid's 32 classes and 11 color names."""
+
+
+def count_labelled(settings: DissectionConfig) -> Labelled:
+    """Return number and size of the labelled images: counted where they are there, else as published.
+
+    Raises:
+        ConfigurationError: Frames are smaller than the tiles that they shall be cut into.
+        DataError: Frames, or the tables of a folder in Broden's format, are damaged.
+    """
+    if settings.concepts == "broden":
+        folder = data_root(settings.root)
+        if not (folder / "index.csv").is_file():
+            return BRODEN
+        found = read_broden(folder)
+        count = len(found)
+        return Labelled(
+            count,
+            sum(math.prod(row.shape) for row in found.rows) / count,
+            sum(math.prod(row.mask_shape) for row in found.rows) / count,
+            sum(len(paths) for row in found.rows for paths in row.masks.values()) / count,
+            len(found.concepts),
+        )
+    frames = CAMVID_FRAMES
+    if data_places("camvid", settings.root):
+        frames = [frame.classes.shape for frame in camvid(settings.root)[1]]
+    tile = settings.tile
+    parts = [shape if tile is None else (tile, tile) for shape in frames for _ in range(_tiles(shape, tile))]
+    if not parts:
+        raise ConfigurationError(f"dissection.tile {tile} is larger than CamVid's frames; choose smaller tiles")
+    sizes = [
+        [round(length * settings.side / min(part)) if settings.side else length for length in part] for part in parts
+    ]
+    return Labelled(
+        len(parts),
+        sum(height * width for height, width in sizes) / len(parts),
+        sum((height // 2) * (width // 2) for height, width in sizes) / len(parts),
+        2,
+        CAMVID_CONCEPTS,
+        len(frames),
+        sum(math.prod(shape) for shape in frames) / len(frames),
+    )
+
+
+def _tiles(shape: tuple[int, int], tile: int | None) -> int:
+    """Return the number of squares that a frame is cut into; 1 where it stays whole."""
+    return 1 if tile is None else (shape[0] // tile) * (shape[1] // tile)
+
+
 # Facts: networks ----------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +576,73 @@ def _channel_sweeps(probe: nn.Module, x: Tensor, layer: str) -> float | None:
 
 
 @dataclass(frozen=True)
+class Systems:
+    """What Network Dissection, TwoNN and ProtoPNet see of a model, for one image; nothing where they are not asked for.
+
+    Attributes:
+        units: Units and places of each dissected layer.
+        places: Features of each place whose intrinsic dimension is measured.
+        backbone: Multiply-adds of the convolutional part.
+        added: Multiply-adds of the convolutions that ProtoPNet puts behind it.
+        patches: Latent patches.
+        weights: Parameters of both.
+    """
+
+    units: tuple[tuple[int, int], ...] = ()
+    places: tuple[int, ...] = ()
+    backbone: int = 0
+    added: int = 0
+    patches: int = 0
+    weights: int = 0
+
+
+def find_systems(model: nn.Module, shape: tuple[int, int, int], study: Study, stages: Sequence[Stage]) -> Systems:
+    """Return what the systems of a study see of a model.
+
+    Args:
+        model: The model as the pipeline builds it.
+        shape: Channels, height and width of its input.
+        study: The study.
+        stages: The model's stages.
+
+    Raises:
+        ConfigurationError: A layer that shall be dissected is not used.
+        LayerError: A layer does not exist.
+        ModelError: Images are too small for a ProtoPNet.
+    """
+    # the libraries that these load are not in the start of a job
+    from nnscan.dimension import representation_layers
+    from nnscan.prototypes import protopnet
+
+    probe, found = prepare(model), Systems()
+    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    if "dissection" in stages:
+        names = select_layers(probe, x, study.dissection.layers)
+        with torch.no_grad(), capture(probe, names) as outputs:
+            probe(x.clone())
+        unused = [name for name in names if name not in outputs]
+        if unused:
+            raise ConfigurationError(f"dissection.layers: {unused[0]} is not used in the forward pass; choose another")
+        maps = [as_maps(outputs[name]) for name in names]
+        found = replace(found, units=tuple((own.shape[1], own[0, 0].numel()) for own in maps))
+    if "dimension" in stages:
+        places = representation_layers(probe, x, study.dimension.layers)
+        found = replace(found, places=tuple(place.width for place in places))
+    if "prototypes" in stages:
+        network = protopnet(probe, x, classes=1, per_class=1, channels=study.prototypes.channels)
+        sizes = _sizes(network, x)[0]
+        products = {name: positions * weights for name, (_, positions, weights) in sizes.items()}
+        found = replace(
+            found,
+            backbone=sum(count for name, count in products.items() if name.startswith("backbone.")),
+            added=sum(count for name, count in products.items() if name.startswith("added.")),
+            patches=sizes["added.2"][1],
+            weights=parameter_count(network.backbone) + parameter_count(network.added),
+        )
+    return found
+
+
+@dataclass(frozen=True)
 class Network:
     """A model of a study on a data set: what the formulas of `RULES` are written in.
 
@@ -479,6 +655,8 @@ class Network:
         checkpoints: Checkpoints that are searched for anomaly filters.
         shards: Shards of the scan.
         seeds: Runs.
+        systems: What the systems beside the theses see of it.
+        labelled: The labelled images of Network Dissection.
     """
 
     study: Study
@@ -489,6 +667,8 @@ class Network:
     checkpoints: int
     shards: int
     seeds: int
+    systems: Systems = field(default_factory=Systems)
+    labelled: Labelled = field(default_factory=Labelled)
 
     @property
     def forward(self) -> int:
@@ -539,6 +719,12 @@ class Network:
     def masked_layer(self) -> Layer:
         """The layer whose filters are masked step by step; a named one counts as the middle one."""
         return self.layers[-1 if self.study.experiments.layer == "last" else len(self.layers) // 2]
+
+    @property
+    def enlarged(self) -> float:
+        """Pixels of a labelled image as the network is shown it, as a multiple of those of its own images."""
+        side = self.study.dissection.size
+        return (side**2 if side else self.labelled.pixels) / self.images.pixels
 
     def behind(self, layer: Layer) -> int:
         """Multiply-adds of the network behind a layer."""
@@ -1014,6 +1200,163 @@ def draw_explanations(n: Network) -> Work:
     return _sweep_work(n, 4) + Work(forward=4 * 60 * 3 * n.forward + carried, seconds=7, memory=last)
 
 
+def initialise_model(n: Network) -> Work:
+    """Build the model and write it."""
+    return Work(disk=FLOAT * n.parameters)
+
+
+def shuffle_labels(n: Network) -> Work:
+    """Train as long as for the overfitted checkpoint; only the end is kept."""
+    return training(n, n.training.overfitting_epochs, evaluated=1, kept=1)
+
+
+def label_concepts(n: Network) -> Work:
+    """Decode each frame; name the colours of its parts, and write them with their masks."""
+    found = n.labelled
+    written = LABEL_FILE + LABEL_PIXEL * found.pixels
+    return Work(
+        seconds=found.frames * (DECODE_FILE + DECODE_PIXEL * found.frame) + found.count * written,
+        disk=LABELLED_BYTES * found.count * found.pixels,
+    )
+
+
+def _read_labels(n: Network) -> float:
+    """Return the seconds in which all masks are read once."""
+    found = n.labelled
+    return found.count * found.masks * (DECODE_FILE + DECODE_PIXEL * found.mask)
+
+
+def _read_labelled(n: Network) -> float:
+    """Return the seconds in which all labelled images are read once."""
+    return n.labelled.count * (DECODE_FILE + DECODE_PIXEL * n.labelled.pixels)
+
+
+def passes(units: int) -> int:
+    """Return the passes over the labelled images that the thresholds of so many units take."""
+    return math.ceil(32 / min(DIGIT_BITS, int(math.log2(COUNT_BYTES / (8 * units)))))
+
+
+def dissection(n: Network, layers: Sequence[tuple[int, float]], bases: int = 1) -> Work:
+    """Pass over the labelled images for the thresholds and once for the overlaps, of all units together.
+
+    Args:
+        n: The network.
+        layers: Units, and places on a labelled image, of each layer.
+        bases: Bases in which the units are looked at; in all but one the maps are multiplied by a rotation.
+    """
+    found, mask = n.labelled, n.labelled.mask
+    units = bases * sum(count for count, _ in layers)
+    values = bases * sum(count * places for count, places in layers)
+    rotated = (bases - 1) * sum(count**2 * places for count, places in layers)
+    larger = bases * sum(count * math.sqrt(size * mask) * (math.sqrt(size) + math.sqrt(mask)) for count, size in layers)
+    narrowing = passes(units)
+    batch = LABELLED_BATCH * (_floats(n, 1) + 2 * FLOAT * n.anatomy.outputs) * n.enlarged
+    return Work(
+        forward=(narrowing + 1) * found.count * n.enlarged * n.forward,
+        products=found.count * ((narrowing + 1) * rotated + ACTIVE * larger),
+        seconds=(narrowing + 1) * _read_labelled(n)
+        + _read_labels(n)
+        + COUNTED_VALUE * narrowing * found.count * values
+        + OVERLAPPED_PIXEL * ACTIVE * found.count * units * mask,
+        memory=min(COUNT_BYTES, 8 * units * 2**DIGIT_BITS)
+        + 8 * units * found.concepts
+        + batch
+        + 2 * FLOAT * LABELLED_BATCH * values,
+    )
+
+
+def _dissected(n: Network) -> list[tuple[int, float]]:
+    """Return units, and places on a labelled image, of each dissected layer; linear layers have one in any case."""
+    return [(count, places * n.enlarged if places > 1 else 1) for count, places in n.systems.units]
+
+
+def dissect_network(n: Network) -> Work:
+    """Check all labelled images and masks, and dissect the layers of one checkpoint."""
+    layers = _dissected(n)
+    check = Work(seconds=_read_labelled(n) + _read_labels(n))
+    return check + dissection(n, layers) + Work(disk=UNIT_BYTES * sum(count for count, _ in layers))
+
+
+def rotate_units(n: Network) -> Work:
+    """Dissect the last layer in its own basis and in the powers of each rotation."""
+    return dissection(n, _dissected(n)[-1:], 1 + POWERS * n.study.dissection.rotations)
+
+
+def measure_dimension(n: Network) -> Work:
+    """Compute the representations of some images; of each place the distances of all pairs and principal components."""
+    count, places = min(n.study.dimension.samples, n.images.train), n.systems.places
+    less = [min(count, width) for width in places]
+    held = FLOAT * count * sum(places)
+    # products are in float64, which takes twice as long
+    products = sum(2 * count * width * (count + few) + 2 * few**3 for width, few in zip(places, less, strict=True))
+    return Work(
+        forward=math.ceil(held / HELD_BYTES) * count * n.forward,
+        products=products,
+        seconds=NEIGHBOUR_PAIR * count**2 * len(places),
+        memory=min(HELD_BYTES, held)
+        + min(COUNT_BYTES, 48 * count**2)
+        + 2 * min(COUNT_BYTES, 16 * count * max(places))
+        + _floats(n, count)
+        + _passed(n, 256),
+    )
+
+
+def train_prototypes(n: Network) -> Work:
+    """Train a ProtoPNet, its convolutional part fixed in warm epochs; push and fit the last layer in between.
+
+    After each step the validation split is evaluated; in the end all images, by the network that was given too.
+    """
+    p, s, d = n.study.prototypes, n.systems, n.images
+    prototypes, warm = p.per_class * d.classes, min(p.warm_epochs, p.epochs)
+    # distances are in float64, which takes twice as long
+    behind = s.added + 2 * s.patches * prototypes * p.channels
+    whole = s.backbone + behind
+    batches, pushes = math.ceil(d.train / PROTOTYPE_BATCH), math.ceil(p.epochs / p.push_every)
+    last = pushes * p.last_passes + p.prune * PRUNED_PASSES
+    passed = d.train * (pushes + p.prune) * 2 + d.validation * (p.epochs + 2 * pushes + p.prune) + d.count
+    trained = 3 * d.train * ((p.epochs - warm) * whole + warm * behind)
+    # it is trained in float32, whose speed in training is measured only where the model is trained so too
+    single = n.training.precision == "float32"
+    return Work(
+        training=trained if single else 0,
+        forward=d.train * warm * s.backbone + passed * whole + d.count * n.forward + (0 if single else trained),
+        steps=batches * (p.epochs - warm),
+        seconds=batches * (PROTOTYPE_STEP * p.epochs + LAST_STEP * last)
+        + PUSHED_VALUE * pushes * d.train * s.patches * p.per_class * p.channels,
+        memory=AUTOGRAD_BYTES
+        + _floats(n, d.count)
+        + max(2 * FLOAT * PROTOTYPE_BATCH * n.anatomy.outputs, _passed(n, 512))
+        + 3 * 8 * 256 * s.patches * prototypes
+        + 4 * FLOAT * s.weights,
+        disk=FLOAT * (s.weights + prototypes * (p.channels + d.classes)),
+    )
+
+
+def draw_units(n: Network) -> Work:
+    """Draw five figures; find where units respond on five images of each of eight, and set each to zero for three."""
+    shown, units = 8 * 5, n.systems.units[-1][0]
+    return Work(
+        forward=n.forward * (shown * n.enlarged + 3 * (1 + units)),
+        seconds=4 + OVERLAPPED_PIXEL * shown * units * n.labelled.pixels,
+    )
+
+
+def draw_dimension(n: Network) -> Work:
+    """Draw three figures, from tables of all runs."""
+    return Work(seconds=1.5)
+
+
+def draw_prototypes(n: Network) -> Work:
+    """Draw a sheet of all prototypes and two pages, for each of which the test images are passed."""
+    s, d = n.systems, n.images
+    prototypes = n.study.prototypes.per_class * d.classes
+    return Work(
+        forward=2 * d.test * (s.backbone + s.added),
+        seconds=4 + DRAWN_PROTOTYPE * prototypes,
+        memory=_floats(n, d.test) + _passed(n, 512),
+    )
+
+
 def render_tables(n: Network) -> Work:
     """Read the tables of a run."""
     return Work(seconds=0.1 + 3e-7 * n.neurons, memory=100 * n.neurons)
@@ -1024,7 +1367,11 @@ def write_report(n: Network) -> Work:
     return Work(seconds=0.05)
 
 
-Unit = Literal["data set", "network", "run", "shard", "study"]
+Unit = Literal["data set", "network", "run", "checkpoint", "shard", "study", "labels"]
+
+
+def _well_trained(layout: Layout, model: str) -> list[str]:
+    return ["well_trained"]
 
 
 @dataclass(frozen=True)
@@ -1032,13 +1379,15 @@ class Rule:
     """A rule of the workflow.
 
     Attributes:
-        job: What one job is for.
+        job: What one job is for; "labels": all labelled images.
         work: The work of one job; of a rule for the whole study, the share of one run.
         imports: What it imports, see `START`.
         reads: Whether it reads all images, as every job does that reads data.h5.
         gpu: Whether it runs on a GPU where there is one.
         after: Rules whose results it needs, not counting those that these need.
         only: Whether there are such jobs for a model.
+        stages: The stages of a model any of which asks for it; none where every study does.
+        checkpoints: The checkpoints of a model that have a job each, where one job is for a checkpoint.
     """
 
     job: Unit
@@ -1048,6 +1397,13 @@ class Rule:
     gpu: bool = False
     after: tuple[str, ...] = ()
     only: Callable[[Layout, str], bool] = lambda layout, model: True
+    stages: tuple[Stage, ...] = ()
+    checkpoints: Callable[[Layout, str], Sequence[str]] = _well_trained
+
+    def asked(self, layout: Layout, model: str) -> bool:
+        """Return whether a study has such jobs for a model."""
+        stages = layout.stages(model)
+        return (not self.stages or any(stage in stages for stage in self.stages)) and self.only(layout, model)
 
 
 def _trained(layout: Layout, model: str) -> bool:
@@ -1066,31 +1422,55 @@ def _never_overfitted(layout: Layout, model: str) -> bool:
     return model in layout.never_overfitted()
 
 
+def _of_camvid(layout: Layout, model: str) -> bool:
+    return layout.study.dissection.concepts == "camvid"
+
+
 _MODEL = ("train_model", "adopt_model")
 _ANOMALIES = ("anomaly_filters", "anomaly_filters_of_one_checkpoint")
 _METRICS = ("feature_quantity", "neuron_knowledge", "interpretable_properties", "similarity", "localise_objects")
 _EXPERIMENTS = (
     "mask_diverse_filters", "mask_by_properties", "filter_types", "mask_anomalies", "prune_neurons", "remove_layers",
 )  # fmt: skip
-_FIGURES = ("draw_figures", "draw_neurons", "draw_filters", "draw_explanations")
+_SYSTEMS = ("dissect_network", "rotate_units", "measure_dimension", "train_prototypes")
+_FIGURES = (
+    "draw_figures", "draw_neurons", "draw_filters", "draw_explanations",
+    "draw_units", "draw_dimension", "draw_prototypes",
+)  # fmt: skip
+_THESES: tuple[Stage, ...] = ("theses",)
+_DISSECTION: tuple[Stage, ...] = ("dissection",)
+_DIMENSION: tuple[Stage, ...] = ("dimension",)
+_PROTOTYPES: tuple[Stage, ...] = ("prototypes",)
 
 RULES: Mapping[str, Rule] = {
     "prepare_data": Rule("data set", prepare_data, "plain", reads=False),
     "train_model": Rule("run", train_model, gpu=True, after=("prepare_data",), only=_trained),
-    "overfit_model": Rule("run", overfit_model, gpu=True, after=("prepare_data",), only=_overfitted),
+    "overfit_model": Rule("run", overfit_model, gpu=True, after=("prepare_data",), only=_overfitted, stages=_THESES),
     "adopt_model": Rule("run", adopt_model, after=("prepare_data",), only=_adopted),
-    "average_images": Rule("run", average_images, after=_MODEL),
-    "scan_neurons": Rule("shard", scan_neurons, "derivatives", gpu=True, after=_MODEL),
+    "average_images": Rule("run", average_images, after=_MODEL, stages=_THESES),
+    "scan_neurons": Rule("shard", scan_neurons, "derivatives", gpu=True, after=_MODEL, stages=_THESES),
     "project_filters": Rule(
-        "run", project_filters, "derivatives", gpu=True, after=("train_model", "overfit_model"), only=_overfitted
+        "run",
+        project_filters,
+        "derivatives",
+        gpu=True,
+        after=("train_model", "overfit_model"),
+        only=_overfitted,
+        stages=_THESES,
     ),
     "project_filters_of_one_checkpoint": Rule(
-        "run", project_filters, "derivatives", gpu=True, after=_MODEL, only=_never_overfitted
+        "run", project_filters, "derivatives", gpu=True, after=_MODEL, only=_never_overfitted, stages=_THESES
     ),
-    "feature_quantity": Rule("run", feature_quantity, "statistics", reads=False, after=("scan_neurons",)),
-    "neuron_knowledge": Rule("run", neuron_knowledge, "derivatives", after=("scan_neurons",)),
-    "interpretable_properties": Rule("run", interpretable_properties, "derivatives", after=("scan_neurons",)),
-    "anomaly_filters": Rule("run", anomaly_filters, "plain", reads=False, after=("project_filters",), only=_overfitted),
+    "feature_quantity": Rule(
+        "run", feature_quantity, "statistics", reads=False, after=("scan_neurons",), stages=_THESES
+    ),
+    "neuron_knowledge": Rule("run", neuron_knowledge, "derivatives", after=("scan_neurons",), stages=_THESES),
+    "interpretable_properties": Rule(
+        "run", interpretable_properties, "derivatives", after=("scan_neurons",), stages=_THESES
+    ),
+    "anomaly_filters": Rule(
+        "run", anomaly_filters, "plain", reads=False, after=("project_filters",), only=_overfitted, stages=_THESES
+    ),
     "anomaly_filters_of_one_checkpoint": Rule(
         "run",
         anomaly_filters,
@@ -1098,28 +1478,70 @@ RULES: Mapping[str, Rule] = {
         reads=False,
         after=("project_filters_of_one_checkpoint",),
         only=_never_overfitted,
+        stages=_THESES,
     ),
     "anomaly_history": Rule(
-        "run", anomaly_history, "derivatives", gpu=True, after=("anomaly_filters",), only=_overfitted
+        "run", anomaly_history, "derivatives", gpu=True, after=("anomaly_filters",), only=_overfitted, stages=_THESES
     ),
-    "similarity": Rule("run", similarity, after=("average_images",)),
-    "localise_objects": Rule("run", localise_objects, "derivatives", after=("scan_neurons",)),
-    "mask_diverse_filters": Rule("run", mask_diverse_filters, after=("feature_quantity",)),
-    "mask_by_properties": Rule("run", mask_by_properties, after=("interpretable_properties",)),
-    "filter_types": Rule("run", filter_types, "derivatives", gpu=True, after=("train_model",), only=_trained),
-    "mask_anomalies": Rule("run", mask_anomalies, "derivatives", after=_ANOMALIES),
-    "prune_neurons": Rule("run", prune_neurons, after=("similarity",)),
-    "remove_layers": Rule("run", remove_layers, gpu=True, after=("similarity",), only=Layout.cuttable),
+    "similarity": Rule("run", similarity, after=("average_images",), stages=_THESES),
+    "localise_objects": Rule("run", localise_objects, "derivatives", after=("scan_neurons",), stages=_THESES),
+    "mask_diverse_filters": Rule("run", mask_diverse_filters, after=("feature_quantity",), stages=_THESES),
+    "mask_by_properties": Rule("run", mask_by_properties, after=("interpretable_properties",), stages=_THESES),
+    "filter_types": Rule(
+        "run", filter_types, "derivatives", gpu=True, after=("train_model",), only=_trained, stages=_THESES
+    ),
+    "mask_anomalies": Rule("run", mask_anomalies, "derivatives", after=_ANOMALIES, stages=_THESES),
+    "prune_neurons": Rule("run", prune_neurons, after=("similarity",), stages=_THESES),
+    "remove_layers": Rule("run", remove_layers, gpu=True, after=("similarity",), only=Layout.cuttable, stages=_THESES),
     "draw_figures": Rule(
-        "network", draw_figures, "drawing", after=("feature_quantity", "similarity", "mask_by_properties", *_ANOMALIES)
+        "network",
+        draw_figures,
+        "drawing",
+        after=("feature_quantity", "similarity", "mask_by_properties", *_ANOMALIES),
+        stages=_THESES,
     ),
-    "draw_neurons": Rule("network", draw_neurons, "drawing", after=("feature_quantity", "neuron_knowledge")),
-    "draw_filters": Rule("network", draw_filters, "drawing", after=("interpretable_properties", "anomaly_history")),
+    "draw_neurons": Rule(
+        "network", draw_neurons, "drawing", after=("feature_quantity", "neuron_knowledge"), stages=_THESES
+    ),
+    "draw_filters": Rule(
+        "network", draw_filters, "drawing", after=("interpretable_properties", "anomaly_history"), stages=_THESES
+    ),
     "draw_explanations": Rule(
-        "network", draw_explanations, "drawing", after=("scan_neurons", "similarity", "remove_layers")
+        "network", draw_explanations, "drawing", after=("scan_neurons", "similarity", "remove_layers"), stages=_THESES
     ),
+    "initialise_model": Rule(
+        "run", initialise_model, after=("prepare_data",), only=_trained, stages=(*_DISSECTION, *_DIMENSION)
+    ),
+    "shuffle_labels": Rule(
+        "run", shuffle_labels, gpu=True, after=("prepare_data",), only=_overfitted, stages=_DIMENSION
+    ),
+    "label_concepts": Rule("labels", label_concepts, "plain", reads=False, only=_of_camvid, stages=_DISSECTION),
+    "dissect_network": Rule(
+        "checkpoint",
+        dissect_network,
+        "both",
+        gpu=True,
+        after=("label_concepts", "initialise_model", *_MODEL),
+        stages=_DISSECTION,
+        checkpoints=Layout.dissected,
+    ),
+    "rotate_units": Rule("run", rotate_units, "both", gpu=True, after=("label_concepts", *_MODEL), stages=_DISSECTION),
+    "measure_dimension": Rule(
+        "checkpoint",
+        measure_dimension,
+        "both",
+        after=("initialise_model", "shuffle_labels", *_MODEL),
+        stages=_DIMENSION,
+        checkpoints=Layout.measured,
+    ),
+    "train_prototypes": Rule("run", train_prototypes, gpu=True, after=_MODEL, stages=_PROTOTYPES),
+    "draw_units": Rule("network", draw_units, "drawing", after=("dissect_network", "rotate_units"), stages=_DISSECTION),
+    "draw_dimension": Rule(
+        "network", draw_dimension, "drawing", reads=False, after=("measure_dimension",), stages=_DIMENSION
+    ),
+    "draw_prototypes": Rule("network", draw_prototypes, "drawing", after=("train_prototypes",), stages=_PROTOTYPES),
     "render_tables": Rule(
-        "study", render_tables, "plain", reads=False, after=(*_EXPERIMENTS, *_METRICS, "anomaly_history")
+        "study", render_tables, "plain", reads=False, after=(*_EXPERIMENTS, *_METRICS, "anomaly_history", *_SYSTEMS)
     ),
     "write_report": Rule("study", write_report, "plain", reads=False, after=(*_FIGURES, "render_tables")),
 }
@@ -1200,12 +1622,16 @@ def estimate(study: Study, cores: int, gpu_macs: float, start: float) -> Estimat
 
     Raises:
         ConfigurationError: Images cannot be counted, or blocks do not divide them.
-        ModelError: A model cannot be built.
+        DataError: Labelled images are damaged.
+        LayerError: A layer does not exist.
+        ModelError: A model cannot be built, or a ProtoPNet on it.
     """
     layout = Layout(study)
     counted = {config.name: count_images(config) for config in study.datasets}
+    labelled = count_labelled(study.dissection) if "dissection" in study.stages else Labelled()
     machine = measure_machine(start)
     anatomies: dict[str, Anatomy] = {}
+    systems: dict[str, Systems] = {}
     measured: dict[str, Speed] = {}
     networks, speeds = [], []
     for dataset, name in tqdm(layout.networks(), "networks", unit="network", disable=None, leave=False):
@@ -1218,17 +1644,22 @@ def estimate(study: Study, cores: int, gpu_macs: float, start: float) -> Estimat
         # only the head of these networks depends on the number of classes, and their speed hardly does
         head = "classes" if ours else "num_classes" if config.source.startswith("torchvision:") else ""
         body = repr((config.source, {key: value if key != head else None for key, value in options.items()}, shape))
-        swept = f"{body} {scan} {samples}"
+        stages = layout.stages(name)
+        swept = f"{body} {scan} {samples} {stages}"
         trained = f"{body} {training.augmentation} {training.precision} {training.batch_size}"
         if swept not in anatomies or trained not in measured:
             model = build_model(config.source, options)
             if swept not in anatomies:
                 anatomies[swept] = dissect(model, shape, scan, samples)
+                systems[swept] = find_systems(model, shape, study, stages)
             if trained not in measured:
                 measured[trained] = measure_speed(model, shape, anatomies[swept], training)
         anatomy = anatomies[swept].with_classes(options[head]) if head in options else anatomies[swept]
         checkpoints, seeds = len(layout.checkpoints(name)), len(layout.seeds(name))
-        networks.append(Network(study, dataset, name, images, anatomy, checkpoints, len(layout.shards()), seeds))
+        shards = len(layout.shards())
+        networks.append(
+            Network(study, dataset, name, images, anatomy, checkpoints, shards, seeds, systems[swept], labelled)
+        )
         speeds.append(measured[trained])
     parts, chain = _count(layout, networks, speeds, machine, gpu_macs)
     return Estimate(study.study, tuple(networks), tuple(speeds), machine, gpu_macs, cores, tuple(parts), chain)
@@ -1241,6 +1672,14 @@ def _count(
     parts: list[Part] = []
     ends: list[dict[str, float]] = [{} for _ in networks]  # when the first job of a rule can have ended
     for name, rule in RULES.items():
+        asked = [rule.asked(layout, n.model) for n in networks]
+        if rule.job == "labels" and any(asked):
+            one = asked.index(True)
+            job = _job(rule, networks[one], rule.work(networks[one]), speeds[one], machine, gpu_macs)
+            parts.append(Part(name, "", "", 1, *job))
+            for ended in ends:
+                ended[name] = job.processor
+            continue
         if rule.job == "study":
             parts.append(_of_study(name, rule, networks, machine))
             ready = max(ended.get(earlier, 0) for ended in ends for earlier in rule.after)
@@ -1248,8 +1687,8 @@ def _count(
                 ended[name] = ready + parts[-1].processor
             continue
         prepared: set[str] = set()
-        for n, speed, ended in zip(networks, speeds, ends, strict=True):
-            if not rule.only(layout, n.model):
+        for n, speed, ended, wanted in zip(networks, speeds, ends, asked, strict=True):
+            if not wanted:
                 continue
             job = _job(rule, n, rule.work(n), speed, machine, gpu_macs)
             ended[name] = job.processor + max((ended.get(earlier, 0) for earlier in rule.after), default=0)
@@ -1258,7 +1697,9 @@ def _count(
                     parts.append(Part(name, n.dataset, "", 1, *job))
                 prepared.add(n.dataset)
                 continue
-            jobs = {"network": 1, "run": n.seeds, "shard": n.seeds * n.shards}[rule.job]
+            checkpoints = len(rule.checkpoints(layout, n.model))
+            each = {"network": 1, "run": n.seeds, "checkpoint": n.seeds * checkpoints, "shard": n.seeds * n.shards}
+            jobs = each[rule.job]
             all_jobs = job._replace(processor=jobs * job.processor, gpu=jobs * job.gpu, disk=jobs * job.disk)
             parts.append(Part(name, n.dataset, n.model, jobs, *all_jobs))
     return parts, max(end for ended in ends for end in ended.values())

@@ -969,6 +969,7 @@ def rotation(counts: pd.DataFrame) -> Figure:
         xlabel=r"power $\alpha$ of the rotation (0: the network's own units)", ylabel="number", ylim=(0, None),
         title=f"Unique detectors in rotated bases, {counts['layer'].iloc[0]}\n(bands: spread over rotations and seeds)",
     )  # fmt: skip
-    axes.legend(fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     figure.tight_layout()
     return figure

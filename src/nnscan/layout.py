@@ -534,9 +534,10 @@ class Layout:
         """Return the tables that the study's stages ask for."""
         return [name for name, stage in TABLES.items() if stage in self.study.stages]
 
-    def shown_figures(self) -> list[str]:
-        """Return the names of all figures that the study's stages ask for."""
-        return [name for name, figure in FIGURES.items() if figure.stage in self.study.stages]
+    def shown(self) -> dict[str, Stage]:
+        """Return the tables and figures that the study's stages ask for, and the stage of each."""
+        every = TABLES | {name: figure.stage for name, figure in FIGURES.items()}
+        return {name: stage for name, stage in every.items() if stage in self.study.stages}
 
     def figure_names(self, model: str) -> list[str]:
         """Return the figures of a model that its stages ask for."""

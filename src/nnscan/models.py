@@ -337,7 +337,7 @@ def build_model(source: str, factory_options: Mapping[str, Any] | None = None) -
     factory = _factory(source)
     try:
         model = factory(**options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ModelError(f"model {source!r} does not accept the options {options}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{source!r} returned {type(model).__name__}, not a torch.nn.Module")

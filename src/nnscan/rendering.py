@@ -136,7 +136,7 @@ def _with_unit(name: str, unit: str) -> str:
 def _key_text(row: Row, key: str) -> str:
     """Return the value of a row's key as people read it."""
     text = str(row[key])
-    text = LABELS.get(text, text)
+    text = text if key == "layer" else LABELS.get(text, text)  # a layer has the name that its network gives it
     if key == "quantity":
         return _with_unit(text, row["unit"])
     if key == "layer" and not pd.isna(row.get("position")):

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from nnscan.artifacts import atomic_path
-from nnscan.claims import VERDICTS
+from nnscan.claims import EVERY, VERDICTS
 from nnscan.errors import ArtifactError
 from nnscan.rendering import number, readable, to_html
 from nnscan.tables import MODELS, Row, Table, records_of
@@ -151,7 +151,7 @@ def _judged(claims: pd.DataFrame) -> list[dict[str, str]]:
                 "statement": row["statement"],
                 "network": " · ".join(_network(row)),
                 "value": f"{value} {_interval(row, decimals)}".strip(),
-                "seeds": str(row["seeds"]),
+                "seeds": _sample(row) if row["model"] == EVERY else str(row["seeds"]),
             }
         )
     return lines
@@ -183,7 +183,7 @@ def _claims(claims: pd.DataFrame) -> list[dict[str, Any]]:
                         "value": number(row["statistic"], decimals),
                         "interval": _interval(row, decimals),
                         "unit": unit if row["seeds"] else "",
-                        "seeds": row["seeds"],
+                        "sample": _sample(row),
                         "note": row["note"],
                         "drawing": _drawing(row, min(known), max(known), threshold),
                     }
@@ -192,6 +192,12 @@ def _claims(claims: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return shown
+
+
+def _sample(row: Row) -> str:
+    """Return how many values a statistic comes from: seeds of a network, or runs of all networks on a data set."""
+    noun = "run" if row["model"] == EVERY else "seed"
+    return f"{row['seeds']} {noun}{'' if row['seeds'] == 1 else 's'}"
 
 
 def _decimals(scale: float) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_ind
 
 from nnscan.correlation import error_correlation
 from nnscan.errors import DataError
@@ -30,6 +32,9 @@ ALL = "all"  # categories, or layers, together
 
 ROTATIONS = "experiments/rotations.parquet"
 RESULTS = "training/results.csv"
+HISTORY = "training/history.csv"
+SHUFFLED = "training/shuffled_results.csv"
+BY_HEART = 90  # training accuracy (%) from which on shuffled labels count as learned
 PROTOTYPES = "training/prototypes_results.csv"
 DISTINCT = "training/prototypes_distinct.csv"
 
@@ -51,18 +56,22 @@ def dimension_of(checkpoint: str) -> str:
 def detector_numbers(frame: pd.DataFrame) -> list[Row]:
     """Return the detectors of each layer, by category and of all categories together."""
     places = positions(frame)
-    names = {"best": "unique detectors", "top": "unique detectors, top labels only", "units": "detector units"}
+    names = {
+        "best": "unique detectors",
+        "top": "unique detectors, top labels only",
+        "units": "detector units",
+        "share": "share of units",
+    }
     rows = []
     for layer, own in frame.groupby("layer"):
         keys = {"position": places[str(layer)], "layer": layer}
-        together = {"category": ALL, **{column: own[column].sum() for column in names}}
+        sums = {column: own[column].sum() for column in ("best", "top", "units")}
+        together = {"category": ALL, **sums, "share": 100 * sums["units"] / own["of"].iloc[0]}
         rows += [
             {**keys, "category": found["category"], "quantity": quantity, "value": float(found[column])}
-            for found in [*records_of(own), together]
+            for found in [*records_of(own.assign(share=100 * own["units"] / own["of"])), together]
             for column, quantity in names.items()
         ]
-        share = 100 * float(own["units"].sum()) / float(own["of"].iloc[0])
-        rows.append({**keys, "category": ALL, "quantity": "share of units", "value": share})
     return rows
 
 
@@ -85,9 +94,8 @@ def rotation_numbers(frame: pd.DataFrame) -> list[Row]:
     rows = []
     for alpha, count in totals.items():
         rows.append({"power": f"{alpha:g}", "quantity": "unique detectors", "value": float(count)})
-        if alpha:
-            change = 100 * (float(count) / float(totals[0.0]) - 1) if totals[0.0] else np.nan
-            rows.append({"power": f"{alpha:g}", "quantity": "change of unique detectors", "value": change})
+        change = 100 * (float(count) / float(totals[0.0]) - 1) if totals[0.0] else np.nan
+        rows.append({"power": f"{alpha:g}", "quantity": "change of unique detectors", "value": change})
     return rows
 
 
@@ -113,10 +121,19 @@ def detectors_over_untrained(run: Run) -> float:
     return _detectors(run, "well_trained") - _detectors(run, "untrained")
 
 
+def epochs_trained(frame: pd.DataFrame) -> list[Row]:
+    """Return after how many epochs each dissected checkpoint was kept."""
+    lowest = min(records_of(frame), key=lambda row: float(row["validation_loss"]))["epoch"]
+    thirds = {f"third{part}": round(len(frame) * part / 3) for part in (1, 2)}  # as `training.kept_epochs`
+    epochs = {"untrained": 0, **thirds, "well_trained": lowest}
+    return [{"checkpoint": checkpoint, "value": float(epochs[checkpoint])} for checkpoint in TRAINING]
+
+
 def detectors_over_training(run: Run) -> float:
-    """Return the rank correlation of the last layer's unique detectors with the time of training."""
+    """Return the rank correlation of the last layer's unique detectors with the epochs of training."""
     counts = pd.Series([_detectors(run, checkpoint) for checkpoint in TRAINING])
-    found = rank_correlation(counts, pd.Series(range(len(counts))))
+    epochs = values_of(reduced(run, HISTORY, epochs_trained), "undefined")
+    found = rank_correlation(counts, pd.Series(epochs))
     if np.isnan(found):
         raise UndefinedStatistic("every checkpoint has as many unique detectors")
     return found
@@ -125,12 +142,45 @@ def detectors_over_training(run: Run) -> float:
 def color_share_lost(run: Run) -> float:
     """Return the share of colors among the first layer's unique detectors minus that of the last layer's."""
     shares = []
+    if len({row["layer"] for row in reduced(run, detectors_of("well_trained"), detector_numbers)}) < 2:
+        raise UndefinedStatistic("one layer only")
     for layer in (0, -1):
         total = _detectors(run, "well_trained", layer)
         if not total:
             raise UndefinedStatistic("the first or the last layer detects nothing")
         shares.append(_detectors(run, "well_trained", layer, "color") / total)
     return shares[0] - shares[1]
+
+
+def all_detectors(run: Run) -> tuple[str, float]:
+    """Return the model's name and the unique detectors of its last layer."""
+    return run.model, _detectors(run, "well_trained")
+
+
+def object_detectors(run: Run) -> tuple[str, float]:
+    """Return the model's name and the unique object detectors of its last layer."""
+    return run.model, _detectors(run, "well_trained", category="object")
+
+
+def change_by(suffix: str) -> Callable[[Sequence[tuple[str, float]]], tuple[float, float, float]]:
+    """Return what takes the values of runs by model to how much larger they are for models with a suffix to the name.
+
+    The difference of the means over all runs of such models and of their twins without it, with Welch's 95 % interval.
+    """
+
+    def change(values: Sequence[tuple[str, float]]) -> tuple[float, float, float]:
+        names = {name for name, _ in values}
+        twins = {name for name in names if f"{name}{suffix}" in names}
+        without = [value for name, value in values if name in twins]
+        beside = [value for name, value in values if name.removesuffix(suffix) in twins and name.endswith(suffix)]
+        if not twins:
+            raise UndefinedStatistic(f"no model has a twin whose name ends in {suffix!r}")
+        if min(len(without), len(beside)) < 2 or len({*without}) == len({*beside}) == 1:
+            raise UndefinedStatistic("too few seeds, or all alike: no interval")
+        low, high = ttest_ind(beside, without, equal_var=False).confidence_interval()
+        return float(np.mean(beside) - np.mean(without)), float(low), float(high)
+
+    return change
 
 
 def _rotations(run: Run) -> pd.Series:
@@ -161,12 +211,40 @@ def rotation_trend(run: Run) -> float:
 
 
 def dimension_numbers(frame: pd.DataFrame) -> list[Row]:
-    """Return the intrinsic and the PCA dimension of each place of a network, from the input on."""
-    return [
-        {"position": place, "layer": found["layer"], "quantity": quantity, "value": float(found[column])}
-        for place, found in enumerate(records_of(frame))
-        for column, quantity in (("dimension", "intrinsic dimension"), ("pca_dimension", "PCA dimension"))
-    ]
+    """Return the intrinsic and the PCA dimension of each place of a network: its input, hidden layers and output."""
+    rows = []
+    for position, found in enumerate(records_of(frame)):
+        place = "input" if found["layer"] == "input" else "output" if found["relative_depth"] == 1 else "hidden"
+        keys = {"position": position, "layer": found["layer"], "place": place}
+        for column, quantity in (("dimension", "intrinsic dimension"), ("pca_dimension", "PCA dimension")):
+            rows.append({**keys, "quantity": quantity, "value": float(found[column])})
+    return rows
+
+
+def _beside(published: list[Row], ours: list[Row]) -> list[Row]:
+    """Return the published places with the positions of ours.
+
+    A negative position counts from the output. A place without position is one that the zoo's smaller networks lack;
+    it keeps the source's name. So does every place of a network that was not measured, in the source's order.
+    """
+    last: dict[tuple[str, str], int] = {}
+    for row in (row for row in ours if row["position"] is not None):
+        network = (row["dataset"], row["model"])
+        last[network] = max(last.get(network, 0), row["position"])
+    rows: list[Row] = []
+    count: dict[tuple[str, str], int] = {}
+    for row in published:
+        network = (row["dataset"], row["model"])
+        count[network] = count.get(network, 0) + 1
+        if network not in last:
+            rows.append({**row, "position": count[network] - 1})
+        elif pd.isna(row["position"]):
+            rows.append({**row, "position": None})
+        else:
+            position = int(row["position"])
+            rows.append({**row, "position": position if position >= 0 else last[network] + 1 + position})
+            del rows[-1]["layer"]
+    return rows
 
 
 def table_dimension(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
@@ -176,16 +254,15 @@ def table_dimension(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFram
         measured += measure(runs, dimension_of(checkpoint), dimension_numbers, "not measured", checkpoint=checkpoint)
     keys = ("checkpoint", "position", "layer")
     ours = summarise(measured, keys, "the dimension does not exist")
-    rows = published_rows(published, runs)
-    for row in rows:
-        row["position"] = int(row["position"])
+    rows = _beside(published_rows(published, runs), ours)
     return assemble(ours, rows, published, keys, "the network has no such place")
 
 
 def last_hidden_numbers(frame: pd.DataFrame) -> list[Row]:
-    """Return the intrinsic dimension of the last hidden layer."""
-    value = float(frame["dimension"].iloc[-2])
-    return [{"quantity": "dimension of the last hidden layer", "value": value}]
+    """Return the intrinsic dimension of the last hidden layer, if one was measured."""
+    hidden = [row for row in dimension_numbers(frame) if row["place"] == "hidden"]
+    last = [row["value"] for row in hidden if row["quantity"] == "intrinsic dimension"][-1:]
+    return [{"quantity": "dimension of the last hidden layer", "value": value} for value in last]
 
 
 def wrong_answers(frame: pd.DataFrame) -> list[Row]:
@@ -196,27 +273,33 @@ def wrong_answers(frame: pd.DataFrame) -> list[Row]:
 
 def table_error(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
     """Fill the last hidden layer's dimension beside the test error. Source: Ansuini et al. 2019, figure 4."""
-    measured = measure(runs, dimension_of("well_trained"), last_hidden_numbers, "not measured")
+    measured = measure(runs, dimension_of("well_trained"), last_hidden_numbers, "not measured", "no hidden layer")
     measured += measure(runs, RESULTS, wrong_answers, "not trained")
     ours = summarise(measured, (), "the dimension does not exist")
     return assemble(ours, published_rows(published, runs), published, (), "not measured by nnscan")
 
 
-def _dimensions(run: Run, checkpoint: str) -> list[float]:
+def _dimensions(run: Run, checkpoint: str, **place: str) -> list[float]:
+    """Return the intrinsic dimension of each place, or of those of a kind: input, hidden or output.
+
+    Raises:
+        UndefinedStatistic: There is no such place, or a dimension does not exist.
+    """
     rows = reduced(run, dimension_of(checkpoint), dimension_numbers)
-    return values_of(rows, "a layer's dimension does not exist", quantity="intrinsic dimension")
+    return values_of(rows, "a layer's dimension does not exist", quantity="intrinsic dimension", **place)
 
 
 def dimension_rise(run: Run) -> float:
     """Return the largest dimension of a hidden layer minus that of the input."""
-    found = _dimensions(run, "well_trained")
-    return max(found[1:-1]) - found[0]
+    return max(_dimensions(run, "well_trained", place="hidden")) - _dimensions(run, "well_trained", place="input")[0]
 
 
 def dimension_fall(run: Run) -> float:
-    """Return the largest dimension of a hidden layer minus that of the last hidden one."""
-    found = _dimensions(run, "well_trained")
-    return max(found[1:-1]) - found[-2]
+    """Return the largest dimension of the earlier hidden layers minus that of the last hidden one."""
+    *earlier, last = _dimensions(run, "well_trained", place="hidden")
+    if not earlier:
+        raise UndefinedStatistic("one hidden layer only")
+    return max(earlier) - last
 
 
 def _variation(run: Run, checkpoint: str) -> float:
@@ -229,30 +312,46 @@ def dimension_variation_over_untrained(run: Run) -> float:
     return _variation(run, "well_trained") - _variation(run, "untrained")
 
 
+def learned_labels(frame: pd.DataFrame) -> list[Row]:
+    """Return the accuracy (%) on the shuffled labels of the training images."""
+    chosen = frame[(frame["checkpoint"] == "shuffled") & (frame["split"] == "train")]
+    return [{"quantity": "training accuracy", "value": 100 * float(value)} for value in chosen["accuracy"]]
+
+
 def shuffled_over_trained_dimension(run: Run) -> float:
-    """Return the last hidden layer's dimension for shuffled labels minus that of the well-trained network."""
-    return _dimensions(run, "shuffled")[-2] - _dimensions(run, "well_trained")[-2]
+    """Return the last hidden layer's dimension for shuffled labels minus that of the well-trained network.
+
+    Raises:
+        UndefinedStatistic: The network has not learned the shuffled labels by heart.
+    """
+    rows = reduced(run, SHUFFLED, learned_labels)
+    learned = values_of(rows, "undefined", quantity="training accuracy")[0]
+    if learned < BY_HEART:
+        raise UndefinedStatistic(f"the shuffled labels were not learned: training accuracy {learned:.0f} %")
+    return _dimensions(run, "shuffled", place="hidden")[-1] - _dimensions(run, "well_trained", place="hidden")[-1]
 
 
 def pca_over_dimension(run: Run) -> float:
     """Return the PCA dimension of the last hidden layer by its intrinsic dimension."""
     rows = reduced(run, dimension_of("well_trained"), dimension_numbers)
-    components = values_of(rows, "undefined", quantity="PCA dimension")[-2]
-    return components / _dimensions(run, "well_trained")[-2]
+    components = values_of(rows, "undefined", quantity="PCA dimension", place="hidden")[-1]
+    return components / _dimensions(run, "well_trained", place="hidden")[-1]
 
 
-def dimension_and_error(runs: Sequence[Run]) -> tuple[float, float, float]:
-    """Return Pearson's r of the last hidden layer's dimension and the test error over runs, and its 95 % interval.
+def dimension_and_error(run: Run) -> tuple[float, float]:
+    """Return the last hidden layer's dimension and the test error (%)."""
+    dimension = _dimensions(run, "well_trained", place="hidden")[-1]
+    return dimension, values_of(reduced(run, RESULTS, wrong_answers), "undefined", quantity="test error")[0]
+
+
+def correlation(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Return Pearson's r of pairs of values and the bounds of its 95 % interval.
 
     Raises:
-        UndefinedStatistic: There are too few runs with both values.
+        UndefinedStatistic: There are too few pairs, or one side is constant.
     """
-    dimensions, errors = [], []
-    for run in runs:
-        dimensions.append(_dimensions(run, "well_trained")[-2])
-        errors.append(values_of(reduced(run, RESULTS, wrong_answers), "undefined", quantity="test error")[0])
     try:
-        found = error_correlation(dimensions, errors)
+        found = error_correlation([first for first, _ in pairs], [second for _, second in pairs])
     except DataError as error:
         raise UndefinedStatistic(str(error)) from None
     return found.r, found.low, found.high
@@ -344,7 +443,8 @@ TABLES = {
             columns="quantity",
             caption="TwoNN, and the components that hold 90 % of the variance. Position 0 is the input. Values above "
             "20 are lower bounds. The published values belong to networks for 224 pixels on ImageNet, mean over seven "
-            "categories, read off the figure.",
+            "categories, read off the figure. Their pools, or blocks, stand beside ours in order, their last two "
+            "linear layers beside our last two; the first of three (fc6) and ResNet's first pool stand alone.",
         ),
         Table(
             id="dimension_error",
@@ -387,4 +487,22 @@ STATISTICS = {
         distinct_prototypes_share,
     )
 }
-OVER_RUNS = {function.__name__: function for function in (dimension_and_error,)}
+
+
+class OverRuns(NamedTuple):
+    """A statistic of several runs together.
+
+    Attributes:
+        of_run: The values of one run; raises UndefinedStatistic where it has none.
+        combine: From the runs' values to the statistic and the bounds of its 95 % interval; likewise.
+    """
+
+    of_run: Callable[[Run], tuple[Any, float]]
+    combine: Callable[[Sequence[tuple[Any, float]]], tuple[float, float, float]]
+
+
+OVER_RUNS = {
+    "dimension_and_error": OverRuns(dimension_and_error, correlation),
+    "batch_norm_detectors": OverRuns(all_detectors, change_by("-bn")),
+    "dropout_object_detectors": OverRuns(object_detectors, change_by("-dropout")),
+}

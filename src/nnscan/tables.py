@@ -379,8 +379,12 @@ def assemble(
         for row in matches:
             row.update(values)
         if not matches:
-            network = [row for row in ours if all(row[key] == other[key] for key in BASE)]
-            why = {row["note"] for row in network if row["quantity"] == MISSING and row["everywhere"]}
+            absent = [row for row in ours if row["quantity"] == MISSING and row["everywhere"]]
+            why = {
+                row["note"]
+                for row in absent
+                if all(row[key] in (None, other.get(key, row[key])) for key in (*BASE, *keys))
+            }
             blank: Row = {"ours": math.nan, "spread": math.nan, "seeds": 0, "note": "; ".join(sorted(why)) or unmatched}
             rows.append({**dict.fromkeys(keys), **blank, **other, **values})
     for row in rows:

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnscan import slides
+from nnscan import slides, systems
 from nnscan.artifacts import write_frame
 from nnscan.claims import STATISTICS, Claim, evaluate_claims, interval, read_claims, verdict
-from nnscan.contents import CONTENTS, TABLES
+from nnscan.contents import CONTENTS, OVER_RUNS, TABLES
 from nnscan.errors import ConfigurationError
 from nnscan.properties import TYPES
 from nnscan.training import THIRDS
@@ -21,6 +21,8 @@ from result_files import (
     put_agreement,
     put_anomalies,
     put_curves,
+    put_detectors,
+    put_dimensions,
     put_distances,
     put_history,
     put_knowledge,
@@ -29,9 +31,13 @@ from result_files import (
     put_localisation,
     put_masking,
     put_properties,
+    put_prototypes,
     put_pruning,
     put_results,
+    put_rotations,
+    put_shuffled_accuracy,
     put_single,
+    put_test_accuracy,
     put_types,
     put_winners,
     quantities,
@@ -42,7 +48,8 @@ T_975_2 = (2 * 0.975 - 1) * math.sqrt(2 / (4 * 0.975 * 0.025))  # quantile of St
 
 def test_claims_statistics_and_tables_belong_together(published):
     claims = read_claims(published / "claims.csv")
-    assert {claim.statistic for claim in claims} == set(STATISTICS)
+    assert {claim.statistic for claim in claims} == {*STATISTICS, *OVER_RUNS}
+    assert not STATISTICS.keys() & OVER_RUNS.keys()
     assert set(TABLES) <= {claim.table for claim in claims} <= set(CONTENTS)
     assert len({claim.id for claim in claims}) == len(claims)
     assert {path.stem for path in published.glob("*.csv")} == {*TABLES, "claims"}
@@ -382,3 +389,94 @@ def test_statistics_of_localisation(tmp_path):
     columns = ["sample", "method", "threshold", "iou"]
     write_frame(run.folder / "metrics/well_trained/localisation.parquet", pd.DataFrame(columns=columns), {})
     assert "no foreground masks" in pick(evaluate_claims([claim("fq_over_cam")], [run]))["note"]
+
+
+def put_pair(run, dimension: float, error: float) -> None:
+    """Write the dimension of the last hidden layer and the test error (%)."""
+    put_dimensions(run, "well_trained", [(20.0, 40), (dimension, 9), (2.0, 3)])
+    put_test_accuracy(run, 1 - error / 100)
+
+
+def test_claim_over_runs(tmp_path):
+    runs = make_runs(tmp_path, "lenet5") + make_runs(tmp_path, "vgg11") + make_runs(tmp_path, "vgg11", dataset="mnist")
+    pairs = [(1.0, 10.0), (2.0, 30.0), (3.0, 20.0), (4.0, 40.0)]  # r = 0.8
+    for run, pair in zip([*runs[:2], *runs[3:5]], pairs, strict=True):
+        put_pair(run, *pair)
+    put_dimensions(runs[2], "well_trained", [(20.0, 40), (math.nan, 9), (2.0, 3)])
+    put_pair(runs[6], 1.0, 10.0)
+    frame = evaluate_claims([claim("dimension_and_error", table="dimension_error")], runs)
+    assert list(zip(frame["dataset"], frame["model"], strict=True)) == [("digits", "all"), ("mnist", "all")]
+    row = pick(frame, dataset="digits")
+    assert row["statistic"] == pytest.approx(0.8)
+    half = 1.959963984540054  # of Fisher's z, for four runs
+    assert row["ci_low"] == pytest.approx(math.tanh(math.atanh(0.8) - half))
+    assert row["ci_high"] == pytest.approx(math.tanh(math.atanh(0.8) + half))
+    assert (row["seeds"], row["undefined"], row["verdict"]) == (4, 2, "inconclusive")
+    assert row["note"] == (
+        "undefined for lenet5 seed 2: a layer's dimension does not exist; "
+        "undefined for vgg11 seed 2: metrics/well_trained/dimension.parquet is missing"
+    )
+    row = pick(frame, dataset="mnist")
+    assert math.isnan(row["statistic"])
+    assert (row["seeds"], row["undefined"], row["verdict"]) == (1, 2, "inconclusive")
+    assert "undefined for vgg11 seeds 1, 2: metrics/well_trained/dimension.parquet is missing" in row["note"]
+    assert "undefined: a correlation needs 4 runs" in row["note"]
+
+
+def test_claim_over_runs_is_judged_by_its_own_interval(tmp_path):
+    runs = make_runs(tmp_path, "lenet5", seeds=range(6))
+    for run in runs:
+        put_pair(run, 1.0 + run.seed, 10.0 * (run.seed + 1) + (run.seed == 3))
+    claims = [claim("dimension_and_error", direction) for direction in ("greater", "less")]
+    assert evaluate_claims(claims, runs)["verdict"].tolist() == ["reproduced", "contradicted"]
+
+
+def test_claim_over_runs_speaks_only_about_its_models_and_data(tmp_path):
+    runs = make_runs(tmp_path, "lenet5", seeds=range(4)) + make_runs(tmp_path, "vgg11", seeds=range(4), dataset="mnist")
+    for run in runs:
+        put_pair(run, 1.0 + run.seed, 10.0 + run.seed)
+    for change in ({"models": ("vgg11",)}, {"datasets": ("mnist",)}):
+        row = pick(evaluate_claims([claim("dimension_and_error", **change)], runs))
+        assert (row["dataset"], row["model"], row["seeds"]) == ("mnist", "all", 4)
+    assert evaluate_claims([claim("dimension_and_error", models=("alexnet",))], runs).empty
+
+
+def put_systems(run, holds: bool) -> None:
+    """Write result files of all systems that are as their sources have it, or the contrary."""
+    counts = (6, 7, 8, 9) if holds else (9, 8, 7, 6)
+    for checkpoint, count in zip(("untrained", "third1", "third2", "well_trained"), counts, strict=True):
+        first = {"color": (4, 4, 4), "object": (1, 1, 1)} if holds else {"color": (0, 0, 0), "object": (4, 4, 4)}
+        put_detectors(run, checkpoint, {"a": first, "b": {"color": (1, 1, 1), "object": (count, count, count)}})
+    history = [{"phase": "regular", "epoch": epoch, "validation_loss": 9 - epoch} for epoch in range(1, 7)]
+    put(run, "training/history.csv", history)
+    turned = {0.0: 9, 0.2: 6, 1.0: 3} if holds else {0.0: 3, 0.2: 6, 1.0: 9}
+    put_rotations(run, {power: [(0, count)] for power, count in turned.items()})
+    more = 0.1 * run.seed
+    own = [(10, 40), (15, 30), (3 + more, 16), (2, 3)] if holds else [(20, 40), (5, 30), (9 + more, 8), (8, 3)]
+    untrained = [(10, 40)] * 4 if holds else [(40, 40), (5, 30), (5, 20), (5, 3)]
+    shuffled = [(10, 40), (10, 30), (8 if holds else 5, 8), (3, 3)]
+    for checkpoint, places in {"well_trained": own, "untrained": untrained, "shuffled": shuffled}.items():
+        put_dimensions(run, checkpoint, places)
+    put_shuffled_accuracy(run, 1.0)
+    put_test_accuracy(run, 0.5 - more if holds else 0.5 + more)
+    put_prototypes(run, 0.75, 0.73 if holds else 0.7, [(10, 10), (10, 9 if holds else 7)])
+
+
+@pytest.mark.parametrize(("holds", "expected"), [(True, "reproduced"), (False, "contradicted")])
+def test_each_claim_about_the_systems_can_hold_and_can_fail(published, tmp_path, holds, expected):
+    claims = [one for one in read_claims(published / "claims.csv") if one.table in systems.TABLES]
+    assert {one.statistic for one in claims} == {*systems.STATISTICS, *systems.OVER_RUNS}
+    runs = make_runs(tmp_path, "alexnet", seeds=range(5))
+    for run in runs:
+        put_systems(run, holds)
+    for name, sign in (("alexnet-bn", -1), ("alexnet-dropout", 1)):
+        for run in make_runs(tmp_path, name, seeds=range(5)):
+            count = 8 + 5 * (sign if holds else -sign) + run.seed % 2
+            put_detectors(run, "well_trained", {"b": {"color": (1, 1, 1), "object": (count, count, count)}})
+            runs.append(run)
+    found = evaluate_claims(claims, runs)
+    found = found[found["model"].isin(["alexnet", "all"])]
+    about_all = found["model"] == "all"
+    assert found[~about_all]["note"].tolist() == [""] * len(systems.STATISTICS)
+    assert (found[about_all]["seeds"] >= 5).all()
+    assert dict(zip(found["id"], found["verdict"], strict=True)) == {one.id: expected for one in claims}

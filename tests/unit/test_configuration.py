@@ -1,6 +1,8 @@
 """nnscan.configuration: what is not known is named before any job starts, and the generated files are in step."""
 
+import dataclasses
 import difflib
+import inspect
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +23,9 @@ from nnscan.configuration import (
     read_study,
     with_key_table,
 )
+from nnscan.dissection import network_dissection, rotation_counts
 from nnscan.errors import ConfigurationError
+from nnscan.prototypes import PrototypeProtocol
 
 CONFIG = Path(__file__).parents[2] / "config"
 DATASET = {"name": "d", "source": "digits"}
@@ -54,6 +58,10 @@ def study(**values):
             "threshold",
         ),
         (study(models=[{**MODEL, "weight": "w.pt"}]), "models.0.weight", "weights"),
+        (study(stage=["theses"]), "stage", "stages"),
+        (study(dissection={"rotation": 5}), "dissection.rotation", "rotations"),
+        (study(dimension={"sample": 500}), "dimension.sample", "samples"),
+        (study(prototypes={"perclass": 5}), "prototypes.perclass", "per_class"),
         (study(models=[{**MODEL, "training": {"epoch": 3}}]), "models (m).training.epoch", "epochs"),
     ],
 )
@@ -85,6 +93,21 @@ def test_an_unknown_key_is_named_with_the_closest_one(values, key, suggestion):
         (study(seeds=[0], models=[{**MODEL, "seeds": [0, 0]}]), "models (m).seeds must differ"),
         (study(models=[{**MODEL, "datasets": ["e"]}]), "models (m).datasets names 'e', the study has ['d']"),
         (study(models=[{**MODEL, "datasets": []}]), "models.0.datasets: List should have at least 1 item"),
+        (study(stages=[]), "stages: List should have at least 1 item"),
+        (study(stages=["thesis"]), "stages.0: 'thesis' is not possible; did you mean 'theses'?"),
+        (study(stages=["dimension", "dimension"]), "stages: stages must differ (found ['dimension', 'dimension'])"),
+        (study(stages="dimension"), "stages: Input should be a valid list"),
+        (study(models=[{**MODEL, "stages": ["dimension"]}]), "models (m).stages names 'dimension', the study has"),
+        (study(dissection={"concepts": "brodon"}), "dissection.concepts: 'brodon' is not possible; did you mean 'bro"),
+        (study(dissection={"upsampling": "bilinear"}), "dissection.upsampling: 'bilinear' is not possible. Known: "),
+        (study(dissection={"layers": "pools"}), "dissection.layers: 'pools' is not possible. Known: convolutional, al"),
+        (study(dissection={"share": 0}), "dissection.share: Input should be greater than 0 (found 0)"),
+        (study(dissection={"detector": 1}), "dissection.detector: Input should be less than 1 (found 1)"),
+        (study(dissection={"tile": 0}), "dissection.tile: Input should be greater than or equal to 1 (found 0)"),
+        (study(dimension={"samples": 99}), "dimension.samples: Input should be greater than or equal to 100 (found"),
+        (study(dimension={"layers": "convolutional"}), "dimension.layers: 'convolutional' is not possible. Known: poo"),
+        (study(prototypes={"warm_epochs": -1}), "prototypes.warm_epochs: Input should be greater than or equal to 0"),
+        (study(prototypes={"per_class": 0}), "prototypes.per_class: Input should be greater than or equal to 1"),
         (study(datasets=[DATASET, DATASET]), "datasets: names must differ, found twice: d"),
         (study(models=[MODEL, {**MODEL, "source": "vgg11"}]), "models: names must differ, found twice: m"),
         (study(models=[{"name": "m"}]), "models.0.source is missing"),
@@ -114,6 +137,34 @@ def test_a_model_may_be_scanned_in_blocks_of_its_own():
     parsed = parse_study(study(scan={"block": 2, "samples": 7}, models=[MODEL, {**MODEL, "name": "n", "block": 8}]))
     assert [parsed.scan_of(name).block for name in ("m", "n")] == [2, 8]
     assert parsed.scan_of("n").samples == 7
+
+
+def test_a_study_measures_what_the_theses_do_unless_it_says_otherwise():
+    assert parse_study(study()).stages == ["theses"]
+    assert parse_study(study(stages=["prototypes", "dimension"])).stages == ["prototypes", "dimension"]
+    parsed = parse_study(study(stages=["prototypes", "dimension"], models=[{**MODEL, "stages": ["dimension"]}]))
+    assert parsed.model("m").stages == ["dimension"]
+
+
+def test_the_systems_are_measured_as_their_sources_say():
+    dissection, dimension, prototypes = Study().dissection, Study().dimension, Study().prototypes
+    assert (dissection.share, dissection.detector, dissection.least_images) == (0.005, 0.04, 10)
+    assert (dissection.upsampling, dimension.layers) == ("anchored", "pools")
+    assert (prototypes.per_class, prototypes.channels, prototypes.warm_epochs) == (10, 128, 5)
+    assert (prototypes.push_every, prototypes.last_passes, prototypes.rate_epochs) == (10, 20, 5)
+
+
+def test_settings_of_the_systems_are_those_of_the_library():
+    """Each is handed over by name; a default that differs would mean that a key does nothing where it is left out."""
+    protocol = {field.name: field.default for field in dataclasses.fields(PrototypeProtocol)}
+    for name, value in Study().prototypes.model_dump().items():
+        assert protocol[name] == value, name
+    arguments = inspect.signature(rotation_counts).parameters | inspect.signature(network_dissection).parameters
+    for name, value in Study().dissection.model_dump(exclude={"concepts", "root", "side", "tile", "size"}).items():
+        assert name in arguments
+        assert name == "layers" or arguments[name].default == value, name
+    for layers in ("pools", "all", ["features.3"]):
+        assert parse_study(study(dimension={"layers": layers})).dimension.layers == layers
 
 
 def test_a_parsed_study_cannot_be_changed():

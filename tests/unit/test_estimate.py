@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import itertools
 import re
 import subprocess
 import sys
@@ -20,34 +22,56 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnscan import components
-from nnscan.configuration import DatasetConfig, ScanConfig, Study, TrainingConfig, parse_study, read_study
+from nnscan import components, dimension, dissection, prototypes
+from nnscan.broden import camvid, read_broden, write_broden
+from nnscan.configuration import (
+    DatasetConfig,
+    DissectionConfig,
+    ScanConfig,
+    Study,
+    TrainingConfig,
+    parse_study,
+    read_study,
+)
 from nnscan.data import load_dataset, read_dataset, write_dataset
 from nnscan.errors import ConfigurationError
 from nnscan.estimate import (
     ACTIVE,
+    BRODEN,
     CARRIED,
+    COUNT_BYTES,
+    DIGIT_BITS,
     FILTER_BYTES,
     GPU_MACS,
+    HELD_BYTES,
+    LABELLED_BATCH,
     LIVE,
+    POWERS,
     PROBED,
+    PROTOTYPE_BATCH,
+    PRUNED_PASSES,
     PUBLISHED,
     RULES,
     Anatomy,
     Estimate,
     Images,
+    Labelled,
     Layer,
     Network,
     Speed,
     Sweeps,
+    Systems,
     Work,
     count_images,
+    count_labelled,
     describe,
     dissect,
     estimate,
+    find_systems,
     masking,
     measure_machine,
     measure_speed,
+    passes,
 )
 from nnscan.layout import Layout
 from nnscan.linearisation import Linearisation
@@ -67,6 +91,7 @@ models:
   - {name: simple_cnn, source: simple_cnn, datasets: [digits, plain]}
   - {name: short, source: lenet5, options: {size: 32}, training: {overfitting_epochs: 0}, datasets: [plain], seeds: [0]}
   - {name: mine, source: "model.py:make", weights: mine.pt, datasets: [digits]}
+  - {name: theirs, source: lenet5, weights: mine.pt, datasets: [plain], seeds: [0], stages: [prototypes]}
 seeds: [0, 1]
 training: {epochs: 3, overfitting_epochs: 4}
 averages: {steps: 5}
@@ -74,6 +99,20 @@ scan: {samples: 4, shards: 2}
 properties: {samples: 10}
 anomaly: {samples: 60, history_checkpoints: 2}
 experiments: {draws: 2, steps: 3}
+stages: [theses, dissection, dimension, prototypes]
+dissection: {root: nowhere}
+dimension: {samples: 100}
+prototypes: {per_class: 2, channels: 8}
+"""
+WITHOUT_THESES = """
+study: systems
+datasets: [{name: digits, source: digits}]
+models:
+  - {name: lenet5, source: lenet5, stages: [dissection]}
+  - {name: simple_cnn, source: simple_cnn, stages: [dimension]}
+seeds: [0]
+stages: [dissection, dimension]
+dissection: {concepts: broden, root: concepts}
 """
 MODEL = """
 from torch import nn
@@ -224,6 +263,34 @@ def test_data_takes_the_bytes_it_has_in_memory(tmp_path):
     assert read_dataset(tmp_path / "data.h5").digest == dataset.digest
 
 
+@pytest.mark.parametrize("values", [{}, {"side": 60}, {"tile": 100}, {"tile": 64, "side": 32}])
+def test_labelled_images_are_those_that_are_written(tmp_path, shared_data, values):
+    settings = DissectionConfig(root=str(shared_data), **values)
+    counted = count_labelled(settings)
+    classes, frames = camvid(shared_data)
+    some = list(itertools.islice(frames, 3))
+    write_broden(tmp_path / "concepts", some, classes, side=settings.side, tile=settings.tile)
+    found = read_broden(tmp_path / "concepts")
+    assert counted.frames == 367 + 101  # the test part is not read
+    assert counted.count * len(some) == len(found) * counted.frames
+    assert {counted.pixels} == {float(np.prod(row.shape)) for row in found.rows}
+    assert {counted.mask} == {float(np.prod(row.mask_shape)) for row in found.rows}
+    assert counted.concepts >= len(found.concepts)
+    own = count_labelled(DissectionConfig(concepts="broden", root=str(tmp_path / "concepts")))
+    assert own == Labelled(len(found), counted.pixels, counted.mask, 2, len(found.concepts))
+
+
+def test_labelled_images_that_are_not_there_are_as_published(tmp_path):
+    frames = count_labelled(DissectionConfig(root=str(tmp_path)))
+    assert (frames.count, frames.pixels, frames.mask) == (468, 480 * 360, 240 * 180)
+    tiles = count_labelled(DissectionConfig(root=str(tmp_path), tile=100, side=50))
+    assert (tiles.count, tiles.pixels, tiles.mask, tiles.frame) == (468 * 3 * 4, 50 * 50, 25 * 25, 480 * 360)
+    assert count_labelled(DissectionConfig(concepts="broden", root=str(tmp_path))) == BRODEN
+    assert BRODEN.count == 63_305
+    with pytest.raises(ConfigurationError, match=r"dissection.tile 400 is larger than CamVid's frames"):
+        count_labelled(DissectionConfig(root=str(tmp_path), tile=400))
+
+
 # Networks -----------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +407,49 @@ def test_layers_are_scanned_by_kind_or_name():
         anatomy("lenet5", block=5)
 
 
+def systems(source: str, **values) -> tuple[nn.Module, Systems]:
+    study = Study(stages=["dissection", "dimension", "prototypes"], **values)
+    model = build_model(source, {"in_channels": 3, "size": 32, "classes": 10})
+    return model, find_systems(model, (3, 32, 32), study, study.stages)
+
+
+@pytest.mark.parametrize("source", ["lenet5", "simple_cnn", "resnet18"])
+def test_a_protopnet_has_the_multiply_adds_that_torch_counts(source):
+    model, found = systems(source)
+    network = prototypes.protopnet(model, torch.rand(1, 3, 32, 32), classes=10)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        patches = network.eval().latent(torch.rand(1, 3, 32, 32))
+    assert found.backbone + found.added == counter.get_total_flops() / 2
+    assert found.patches == patches[0, 0].numel()
+    assert found.weights == parameter_count(network.backbone) + parameter_count(network.added)
+
+
+def test_systems_of_lenet5_by_hand():
+    _, found = systems("lenet5", dissection={"layers": "all"}, dimension={"layers": ["features.3"]})
+    assert found.units == ((6, 28 * 28), (16, 10 * 10), (120, 1), (84, 1), (10, 1))
+    assert found.places == (3 * 32 * 32, 16 * 10 * 10)
+    assert (found.patches, found.added) == (5 * 5, 5 * 5 * (16 * 128 + 128 * 128))
+    _, default = systems("lenet5")
+    assert default.units == ((6, 28 * 28), (16, 10 * 10))
+    assert default.places == (3 * 32 * 32, 6 * 14 * 14, 16 * 5 * 5, 120, 84, 10)
+    study = Study()
+    assert find_systems(build_model("lenet5", {"size": 32}), (1, 32, 32), study, study.stages) == Systems()
+
+
+def test_a_layer_that_is_not_used_cannot_be_dissected():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.idle = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            return self.layer(x).amax((2, 3))
+
+    study = Study(dissection={"layers": ["layer", "idle"]})
+    with pytest.raises(ConfigurationError, match=r"dissection.layers: idle is not used"):
+        find_systems(Idle(), (1, 8, 8), study, ["dissection"])
+
+
 # Speeds -------------------------------------------------------------------------------------------------------------
 
 
@@ -421,6 +531,71 @@ def test_a_scan_keeps_sixteen_quantities_and_two_images():
     assert work.disk == 6 * 4 * (16 * (4 * 25 + 5 * 4) + 2 * 9 * 16)
 
 
+def systems_network(**values) -> Network:
+    """The network of `network` with labelled images of four times as many pixels, all facts easy to count by hand."""
+    seen = Systems(((4, 25), (5, 4)), (64, 20), backbone=300, added=60, patches=4, weights=90)
+    return replace(network(**values), systems=seen, labelled=Labelled(40, 256, 64, 2, 20, 10, 1024))
+
+
+def test_constants_are_those_of_the_systems():
+    assert (COUNT_BYTES, DIGIT_BITS) == (dissection._COUNT_BYTES, dissection._DIGIT_BITS)
+    for stage in (dissection.network_dissection, dissection.rotation_counts):
+        assert inspect.signature(stage).parameters["batch_size"].default == LABELLED_BATCH
+    assert len(dissection.ALPHAS) == POWERS
+    assert dimension._HELD == HELD_BYTES
+    assert prototypes.PrototypeProtocol().batch_size == PROTOTYPE_BATCH
+    assert prototypes.PRUNED_PASSES == PRUNED_PASSES
+
+
+@pytest.mark.parametrize("units", [1, 512, 513, 16_384, 16_385])
+def test_thresholds_take_as_many_passes_as_their_selection(units):
+    selection, done = dissection.Selection.begin(np.full(units, 1000), 0.005), 0
+    while not selection.complete:
+        selection = replace(selection, known=selection.known + selection.bins.bit_length() - 1)
+        done += 1
+    assert passes(units) == done
+
+
+def test_a_dissection_passes_the_labelled_images_three_times():
+    n = systems_network(dissection={"rotations": 2})
+    work = RULES["dissect_network"].work(n)
+    assert work.forward == 3 * 40 * 4 * 350
+    # maps of 10 x 10 and of 4 x 4 places are enlarged to 8 x 8 pixels, along one side after the other
+    first, second = 4 * (10 * 10 * 8 + 8 * 8 * 10), 5 * (4 * 4 * 8 + 8 * 8 * 4)
+    assert work.products == pytest.approx(40 * ACTIVE * (first + second))
+    turned = RULES["rotate_units"].work(n)
+    assert turned.forward == work.forward
+    assert turned.products == pytest.approx(40 * (3 * 10 * 25 * 16 + ACTIVE * 11 * second))
+    resized = systems_network(dissection={"size": 8})
+    assert RULES["dissect_network"].work(resized).forward == 3 * 40 * 350
+
+
+def test_a_protopnet_is_trained_in_warm_and_joint_epochs():
+    n = systems_network(prototypes={"per_class": 2, "channels": 6, "epochs": 5, "warm_epochs": 2, "push_every": 2,
+                                    "last_passes": 3})  # fmt: skip
+    work = RULES["train_prototypes"].work(n)
+    behind = 60 + 2 * 4 * 20 * 6  # distances of 4 patches to 20 prototypes, in float64
+    assert work.training == 3 * 50 * (3 * (300 + behind) + 2 * behind)
+    pushes = sum(
+        stage == "push" for stage, _ in prototypes.schedule(prototypes.PrototypeProtocol(epochs=5, push_every=2))
+    )
+    evaluated = 20 * (5 + 2 * pushes) + 100
+    assert work.forward == 50 * 2 * 300 + (50 * 2 * pushes + evaluated) * (300 + behind) + 100 * 350
+    assert work.disk == 4 * (90 + 20 * (6 + 10))
+    other = RULES["train_prototypes"].work(
+        replace(n, study=Study(**{**n.study.model_dump(), "training": {"precision": "bfloat16"}}))
+    )
+    assert (other.training, other.forward) == (0, work.forward + work.training)  # a ProtoPNet is trained in float32
+
+
+def test_dimensions_take_the_distances_of_all_pairs():
+    n = systems_network(dimension={"samples": 100})  # of 50 images
+    work = RULES["measure_dimension"].work(n)
+    assert work.forward == 50 * 350
+    wide, narrow = 2 * 50 * 64 * (50 + 50) + 2 * 50**3, 2 * 50 * 20 * (50 + 20) + 2 * 20**3
+    assert work.products == wide + narrow
+
+
 def test_work_adds_up():
     one = Work(forward=1, training=2, products=3, steps=4, seconds=5, memory=6, disk=7)
     assert one + one == Work(2, 4, 6, 8, 10, 6, 14)  # one after the other in the same memory
@@ -438,15 +613,36 @@ def snakemake(repository: Path, folder: Path, *arguments: str) -> str:
     return result.stdout
 
 
-def test_every_rule_has_an_estimate_and_as_many_jobs(repository, folder, found):
+def planned_jobs(repository: Path, folder: Path) -> dict[str, int]:
     output = snakemake(repository, folder, "--dry-run", "--quiet", "host", "reason")
     rows = re.findall(r"^(\w+) +(\d+)$", output.split("Job stats:")[1].split("\n\n")[0], re.M)
-    planned = {name: int(count) for name, count in rows if name not in ("all", "total")}
+    return {name: int(count) for name, count in rows if name not in ("all", "total")}
+
+
+def counted_jobs(found: Estimate) -> dict[str, int]:
     counted: Counter[str] = Counter()
     for part in found.parts:
         counted[part.rule] += part.jobs
-    assert dict(counted) == planned
+    return dict(counted)
+
+
+def test_every_rule_has_an_estimate_and_as_many_jobs(repository, folder, found):
+    planned = planned_jobs(repository, folder)
+    assert counted_jobs(found) == planned
     assert set(RULES) == set(planned)  # this study has jobs of every rule
+
+
+def test_a_study_without_theses_has_none_of_their_jobs(repository, tmp_path):
+    """One network is dissected, in a folder of Broden's format, the other's dimension is measured."""
+    (tmp_path / "study.yaml").write_text(WITHOUT_THESES)
+    (tmp_path / "concepts").mkdir()
+    counted = counted_jobs(estimate(read_study(tmp_path / "study.yaml"), 2, GPU_MACS, 2.0))
+    assert counted == planned_jobs(repository, tmp_path)
+    assert counted == {
+        "prepare_data": 1, "train_model": 2, "initialise_model": 2, "shuffle_labels": 1, "dissect_network": 4,
+        "rotate_units": 1, "measure_dimension": 3, "draw_units": 1, "draw_dimension": 1, "render_tables": 1,
+        "write_report": 1,
+    }  # fmt: skip
 
 
 def _reached(after: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -524,7 +720,7 @@ def test_the_text_says_all_in_plain_words(found):
     text = describe(found)
     for rule in RULES:
         assert re.search(rf"^{rule} +\d", text, re.M)
-    assert "Study small: 4 networks (data set and model), 7 runs" in text
+    assert "Study small: 5 networks (data set and model), 8 runs" in text
     assert re.search(r"wall time on 2 cores +[\d.]+ minutes without a GPU", text)
     assert "Assumed of a GPU: 2.0e+12 multiply-adds per second" in text
     tables = [block.splitlines() for block in text.split("\n\n")[1:3]]

@@ -9,18 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from nnscan import contents
-from nnscan.configuration import parse_study
+from nnscan import contents, systems
+from nnscan.configuration import Stage, parse_study
 from nnscan.layout import (
     CUTTABLE,
+    DISSECTED,
     EXPERIMENTS,
     FIGURES,
+    MEASURED,
+    PROTOTYPED,
     TABLES,
     Layout,
     RunKey,
     either,
 )
-from nnscan.models import build_model
+from nnscan.models import ZOO, SequentialCNN, build_model
 from nnscan.training import Protocol, kept_epochs
 
 DATASETS = [{"name": "one", "source": "digits"}, {"name": "two", "source": "mnist"}]
@@ -185,8 +188,12 @@ def test_parameters_of_a_model_change_with_the_users_files(tmp_path):
     assert layout().model_parameters("small")["digest"] == ""
 
 
+STAGES: tuple[Stage, ...] = ("theses", "dissection", "dimension", "prototypes")
+SYSTEMS = list(STAGES[1:])
+
+
 def test_figures_and_tables_of_a_study():
-    found = layout()
+    found = layout(stages=list(STAGES))
     assert len(found.figures()) == len(set(found.figures())) == 2 * 3 * len(FIGURES)
     assert "results/s/figures/two/mine/quantity.png" in found.figures()
     assert sum(len(found.figures_of(rule)) for rule in {figure.rule for figure in FIGURES.values()}) == len(FIGURES)
@@ -196,6 +203,122 @@ def test_figures_and_tables_of_a_study():
         shown, [(d["name"], m["name"]) for d in DATASETS for m in MODELS for _ in FIGURES], strict=True))  # fmt: skip
     assert "results/s/tables/thesis_5-1.tex" in found.tables()
     assert len(found.tables()) == 4 * len(TABLES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_asks_for_its_own_tables_and_figures(stage):
+    found = layout(stages=[stage])
+    assert found.table_names() == [name for name, own in TABLES.items() if own == stage]
+    figures = [name for name, figure in FIGURES.items() if figure.stage == stage]
+    assert found.shown() == dict.fromkeys([*found.table_names(), *figures], stage)
+    assert found.figure_names("small") == figures
+    assert len(found.tables()) == 4 * len(found.table_names()) > 0
+    assert len(found.figures()) == 2 * 3 * len(figures) > 0
+    assert [path for _, _, path in found.captioned_figures(found.networks())] == found.figures()
+    assert bool(found.pages()) == (stage == "theses")
+
+
+def test_stages_together_ask_for_what_each_asks_for():
+    assert {*layout(stages=SYSTEMS).tables(), *layout().tables()} == set(layout(stages=list(STAGES)).tables())
+    for key in layout().runs():
+        parts = [set(layout(stages=[stage]).run_names(key)) for stage in STAGES]
+        names = layout(stages=list(STAGES)).run_names(key)
+        assert len(names) == len(set(names))
+        assert set(names) == set.union(*parts)
+
+
+def dissected(*checkpoints):
+    names = ("units", "exemplars", "detectors")
+    found = {f"metrics/{checkpoint}/{name}.parquet" for checkpoint in checkpoints for name in names}
+    return {*found, "experiments/rotations.parquet"}
+
+
+def measured(*checkpoints):
+    return {f"metrics/{where}/{name}.parquet" for where in checkpoints for name in ("dimension", "dimension_blocks")}
+
+
+RESULTS = {"training/history.csv", "training/results.csv"}
+SHUFFLED = {"training/shuffled_history.csv", "training/shuffled_results.csv"}
+LIKENESS = {f"training/prototypes{name}.csv" for name in ("", "_distinct", "_history", "_results")}
+
+
+@pytest.mark.parametrize(
+    ("model", "stage", "expected"),
+    [
+        ("small", "dissection", dissected("untrained", "third1", "third2", "well_trained")),
+        ("kept", "dissection", dissected("untrained", "third1", "third2", "well_trained")),
+        ("mine", "dissection", dissected("well_trained")),
+        ("small", "dimension", measured("untrained", "well_trained", "shuffled") | SHUFFLED),
+        ("kept", "dimension", measured("untrained", "well_trained")),  # labels are shuffled as long as it overfits
+        ("mine", "dimension", measured("well_trained")),
+        *((model, "prototypes", LIKENESS) for model in ("small", "kept", "mine")),
+    ],
+)
+def test_the_files_of_a_run_of_the_systems(model, stage, expected):
+    names = layout(stages=[stage]).run_names(RunKey("two", model, 1))
+    assert len(names) == len(set(names))
+    assert set(names) == RESULTS | expected
+
+
+def test_tables_of_the_systems_read_files_that_a_run_has():
+    found = layout(stages=SYSTEMS)
+    names = found.run_names(RunKey("two", "small", 1))
+    assert {path for table in systems.TABLES.values() for path in table.inputs} <= set(names)
+    assert systems.HISTORY in names
+    assert systems.TRAINING == DISSECTED
+    assert {*DISSECTED, *MEASURED} <= {"untrained", "well_trained", "shuffled", *kept_epochs(Protocol(), "regular")}
+
+
+def test_a_model_may_have_stages_of_its_own():
+    models = [{**MODELS[0], "stages": ["dimension"]}, MODELS[1]]
+    found = layout(models=models, stages=["dimension", "dissection"])
+    assert found.stages("small") == ["dimension"]
+    assert found.stages("kept") == ["dimension", "dissection"]
+    assert set(found.run_names(RunKey("two", "small", 1))) == RESULTS | SHUFFLED | measured(*MEASURED)
+    assert found.runs_on("two", "dissection") == [RunKey("two", "kept", 3), RunKey("two", "kept", 1)]
+    assert [key.model for key in found.runs_on("one", "dimension")] == ["small", "small", "kept", "kept"]
+    drawn = {name for name, figure in FIGURES.items() if figure.stage == "dissection"}
+    assert set(found.shown()) - set(found.table_names()) == {*found.figure_names("small"), *drawn}
+    assert not drawn & set(found.figure_names("small"))
+
+
+def test_networks_without_a_convolutional_part_have_no_prototypes():
+    models = [
+        *MODELS[:1],
+        {"name": "flat", "source": "fcn"},
+        {"name": "theirs", "source": "torchvision:resnet18"},
+        {"name": "own", "source": "net.py:build"},
+    ]
+    found = layout(models=models, stages=["prototypes", "dimension"])
+    assert [model["name"] for model in models if "prototypes" in found.stages(model["name"])] == ["small"]
+    for model in ("flat", "theirs", "own"):
+        assert not LIKENESS & set(found.run_names(RunKey("two", model, 1)))
+        assert not any(FIGURES[name].stage == "prototypes" for name in found.figure_names(model))
+    assert layout(models=models, stages=["prototypes"]).figure_names("flat") == []
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_networks_of_the_zoo_that_can_have_prototypes(name):
+    assert (name in PROTOTYPED) == isinstance(build_model(name), SequentialCNN)
+
+
+def test_concepts_of_camvid_are_made_and_a_folder_of_broden_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNSCAN_DATA", str(tmp_path / "data"))
+    assert layout().concepts == "results/s/concepts"
+    assert layout(dissection={"concepts": "broden"}).concepts == str(tmp_path / "data")
+    assert layout(dissection={"concepts": "broden", "root": str(tmp_path)}).concepts == str(tmp_path)
+
+
+@pytest.mark.parametrize(("concepts", "file"), [("camvid", "camvid/classes.txt"), ("broden", "images/a.png")])
+def test_a_change_of_the_labelled_images_is_noticed(tmp_path, concepts, file):
+    found = layout(dissection={"concepts": concepts, "root": str(tmp_path)})
+    states = [found.concepts_state()]
+    path = tmp_path / file
+    path.parent.mkdir()
+    for text in ("x", "longer"):
+        path.write_text(text)
+        states.append(found.concepts_state())
+    assert len(set(states)) == 3
 
 
 def test_every_table_can_be_rendered(repository):

@@ -66,6 +66,58 @@ def test_parameter_count_of_lenet5_is_the_sum_of_its_layers():
     assert parameter_count(build_model("lenet5", {"in_channels": 1})) == sum(layers)
 
 
+def test_alexnet_is_the_same_network_without_its_options():
+    torch.manual_seed(0)
+    plain = build_model("alexnet")
+    torch.manual_seed(0)
+    without = build_model("alexnet", {"batch_norm": False, "dropout": 0.0})
+    assert [type(module) for module in plain.modules()] == [type(module) for module in without.modules()]
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), without.parameters(), strict=True))
+    assert not any(isinstance(module, nn.BatchNorm2d | nn.Dropout) for module in plain.modules())
+
+
+def test_alexnet_with_batch_normalisation():
+    model = build_model("alexnet", {"batch_norm": True})
+    plain = build_model("alexnet")
+    features = list(model.features)
+    convolutions = [place for place, module in enumerate(features) if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 5
+    for place in convolutions:
+        normalisation, activation = features[place + 1 : place + 3]
+        assert isinstance(normalisation, nn.BatchNorm2d)
+        assert isinstance(activation, nn.ReLU)
+        assert normalisation.num_features == features[place].out_channels
+    assert [type(m) for m in features if not isinstance(m, nn.BatchNorm2d)] == [type(m) for m in plain.features]
+    assert parameter_count(model) - parameter_count(plain) == 2 * (64 + 192 + 384 + 256 + 256)
+    assert len(neuron_layers(model, IMAGE, "convolutional")) == 5
+
+
+def test_alexnet_with_dropout():
+    model = build_model("alexnet", {"dropout": 0.5})
+    assert parameter_count(model) == parameter_count(build_model("alexnet"))
+    head = list(model.head)
+    place = next(place for place, module in enumerate(head) if isinstance(module, nn.Dropout))
+    assert [type(module) for module in head[place - 2 : place + 2]] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+    assert head[place].p == 0.5
+    assert sum(isinstance(module, nn.Dropout) for module in model.modules()) == 1
+    torch.manual_seed(0)
+    assert not torch.equal(model(IMAGE), model(IMAGE))  # in training
+    model.eval()
+    assert torch.equal(model(IMAGE), model(IMAGE))
+
+
+@pytest.mark.parametrize("dropout", [-0.5, 1.5])
+def test_a_dropout_that_is_no_share_is_refused(dropout):
+    with pytest.raises(ModelError, match=r"model 'alexnet' does not accept the options .*between 0 and 1"):
+        build_model("alexnet", {"dropout": dropout})
+
+
+@pytest.mark.parametrize("options", [{"batch_norm": True}, {"dropout": 0.5}])
+def test_options_of_alexnet_are_not_those_of_others(options):
+    with pytest.raises(ModelError, match="model 'vgg11' does not accept the options"):
+        build_model("vgg11", options)
+
+
 @pytest.mark.parametrize(("name", "total"), [("vgg11", 8), ("vgg16", 13), ("simple_cnn", 3)])
 def test_truncated_models(name, total):
     for kept in (1, 2, total - 1, total):

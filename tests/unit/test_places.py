@@ -29,6 +29,7 @@ def test_the_root_is_the_given_one_else_the_environment_s_else_data(monkeypatch,
         ("cifar10", "cifar-10-batches-py/data_batch_1"),
         ("camvid", "camvid/classes.txt"),
         ("image_folder", "train/cat/1.png"),
+        ("broden", "images/cat/1.png"),
     ],
 )
 def test_a_change_of_name_size_time_or_number_of_files_is_noticed(tmp_path, source, file):
@@ -55,6 +56,15 @@ def test_files_of_other_data_sets_under_the_same_root_do_not_count(tmp_path):
     write(tmp_path / "camvid/classes.txt")
     write(tmp_path / "notes.txt")
     assert data_state("mnist", tmp_path) == before
+
+
+def test_labelled_images_are_the_folder_itself_and_what_lies_below_it(tmp_path):
+    write(tmp_path / "index.csv")
+    assert data_places("broden", tmp_path) == [tmp_path]
+    before = data_state("broden", tmp_path)
+    write(tmp_path / "images/deep/down/1.png")
+    assert data_state("broden", tmp_path) != before
+    assert data_state("broden", tmp_path / "nowhere") == data_state("digits", None)
 
 
 def test_an_archive_counts_by_itself_and_data_moved_as_they_are_stay_the_same(tmp_path):

@@ -18,6 +18,7 @@ from nnscan.contents import TABLES
 from nnscan.errors import ArtifactError
 from nnscan.report import Study, write_report
 from nnscan.tables import Run, read_published
+from result_files import make_runs, put_dimensions, put_test_accuracy
 
 VOID = {"meta", "link", "br", "img", "input"}
 
@@ -117,6 +118,21 @@ def test_claims_are_listed_by_verdict(tmp_path, parts):
         line = text[start : text.index(row["statement"], start) + len(row["statement"]) + 40]
         assert "digits · LeNet-5" in line
     assert "contradicted: 1 claim network statistic [95 % interval] seeds" in text
+
+
+def test_a_claim_over_runs_counts_runs(tmp_path, parts, repository):
+    runs = make_runs(tmp_path, "lenet5", seeds=range(4))
+    for run in runs:
+        put_dimensions(run, "well_trained", [(20.0, 40), (1.0 + run.seed, 9), (2.0, 3)])
+        put_test_accuracy(run, 0.5 - 0.1 * run.seed)
+    claims = read_claims(repository / "workflow" / "published" / "claims.csv")
+    own = [claim for claim in claims if claim.table == "dimension_error"]
+    parts["claims"] = pd.concat([parts["claims"], evaluate_claims(own, runs)], ignore_index=True)
+    write_report(tmp_path / "report.html", **parts)
+    text = Page(tmp_path / "report.html").text
+    assert "digits · all 1.00 [1.00, 1.00] · 4 runs" in text
+    assert "digits · all 1.00 [1.00, 1.00] 4 runs" in text  # in the list by verdict
+    assert "· 2 seeds" in text
 
 
 def test_figures_link_to_their_pages(tmp_path, parts):

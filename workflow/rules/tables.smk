@@ -31,7 +31,8 @@ rule render_tables:
         runs=[[*run, layout.run_names(run)] for run in layout.runs()],
         of=len(layout.runs()),
         tables=layout.table_names(),
-        figures=layout.shown_figures(),
+        shown=layout.shown(),
+        stages={model.name: layout.stages(model.name) for model in study.models},
         code=source_digest("claims", "rendering", "tables"),
     message:
         "Rendering the tables beside the published ones, and judging the claims"
@@ -65,7 +66,8 @@ use rule render_tables as render_partial_tables with:
         ],
         of=len(layout.runs()),
         tables=layout.table_names(),
-        figures=layout.shown_figures(),
+        shown=layout.shown(),
+        stages={model.name: layout.stages(model.name) for model in study.models},
         code=source_digest("claims", "rendering", "tables"),
     message:
         "Rendering tables of the runs that are complete"
