@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 # Of a configuration with every reference written out, and of what is said about a wrong one.
-_VALUES, _DEPTH, _INTEGER, _PROBLEMS, _NAME = 10_000, 20, 2**63, 20, 200
+_VALUES, _DEPTH, _INTEGER, _PROBLEMS, _NAME = 10_000, 20, 2**63, 12, 200
 _RUNS = 10_000
 
 _shown = reprlib.Repr()

@@ -111,7 +111,7 @@ def test_a_failing_run_does_not_stop_the_others_and_the_report_says_what_is_miss
         assert "simple_cnn on digits, seed 0" not in text
         assert "The tables that are there are of an earlier run." in text
     assert not (copy / ROOT / "report.html").exists()
-    for figure in FIGURES:  # the others went on to the end
+    for figure in (name for name, own in FIGURES.items() if own.stage == "theses"):  # the others went on to the end
         assert (copy / ROOT / f"figures/digits/simple_cnn/{figure}.png").exists()
 
     complete(run(repository, config, "partial"))

@@ -81,4 +81,4 @@ def test_a_study_that_cannot_be_planned_is_refused():
 
 
 def test_what_is_said_of_many_errors_is_short():
-    assert "and 5 more" in refused(lambda: parse_study({f"k{n}": n for n in range(25)}), ConfigurationError)
+    assert "and 13 more" in refused(lambda: parse_study({f"k{n}": n for n in range(25)}), ConfigurationError)

@@ -205,9 +205,9 @@ def test_a_training_interrupted_after_any_step_ends_with_the_same_bits(done, tra
     save = prototypes.save_state
     steps = []
 
-    def interrupted(path, key, trainer):
-        save(path, key, trainer)
-        steps.append(len(trainer.history))
+    def interrupted(path, key, state):
+        save(path, key, state)
+        steps.append(len(state["history"]))
         if steps[-1] == done:
             raise KeyboardInterrupt
 
@@ -224,8 +224,8 @@ def test_a_training_interrupted_after_any_step_ends_with_the_same_bits(done, tra
 def test_the_state_of_another_training_is_not_continued(change, dataset, tmp_path, monkeypatch, caplog):
     save = prototypes.save_state
 
-    def interrupted(path, key, trainer):
-        save(path, key, trainer)
+    def interrupted(path, key, state):
+        save(path, key, state)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prototypes, "save_state", interrupted)
