@@ -20,7 +20,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -179,20 +179,54 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         MemoryError: The system has no memory for the file.
     """
     target = Path(path)
+    with _replacing(target, _new_file, 0o644) as temporary:
+        yield temporary
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
+
+    Temporary folders that killed processes have left there for the same target are removed.
+
+    Raises:
+        ArtifactError: There is something at `path` that is no empty folder, the disk is full, or the folder above is
+            not writable; nothing is left behind.
+        MemoryError: The system has no memory for a file.
+    """
+    target = Path(path)
+    if target.exists() and not (target.is_dir() and next(target.iterdir(), None) is None):
+        raise ArtifactError(f"{target} exists already; delete it, or choose another place")
+    with _replacing(target, _new_folder, 0o755) as temporary:
+        yield temporary
+
+
+def _new_file(prefix: str, suffix: str, folder: Path) -> tuple[int, Path]:
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=folder)
+    return handle, Path(name)
+
+
+def _new_folder(prefix: str, suffix: str, folder: Path) -> tuple[int, Path]:
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder))
+    return os.open(temporary, os.O_RDONLY), temporary
+
+
+@contextmanager
+def _replacing(target: Path, make: Callable[[str, str, Path], tuple[int, Path]], mode: int) -> Iterator[Path]:
+    """Yield a temporary file or folder, locked as long as this process lives, that takes the target's place."""
     handle: int | None = None
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for other in target.parent.glob(f".{glob.escape(target.name)}.????????{glob.escape(target.suffix)}"):
             if _is_abandoned(other):
-                other.unlink(missing_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-        temporary = Path(name)
+                _remove(other)
+        handle, temporary = make(f".{target.name}.", target.suffix, target.parent)
         with suppress(OSError):  # where files cannot be locked, none counts as abandoned
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         os.fsync(handle)
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         os.replace(temporary, target)
     except ArtifactError:
         raise
@@ -209,50 +243,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             with suppress(OSError):  # of a disk that has become read-only; the error above says so
-                temporary.unlink(missing_ok=True)
+                _remove(temporary)
         if handle is not None:
             os.close(handle)
 
 
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
-
-    Temporary folders that killed processes have left there for the same target are removed.
-
-    Raises:
-        ArtifactError: There is something at `path` that is no empty folder, the disk is full, or the folder above is
-            not writable; nothing is left behind.
-    """
-    target = Path(path)
-    if target.exists() and not (target.is_dir() and next(target.iterdir(), None) is None):
-        raise ArtifactError(f"{target} exists already; delete it, or choose another place")
-    handle: int | None = None
-    temporary: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for other in target.parent.glob(f".{glob.escape(target.name)}.????????"):
-            if other.is_dir() and _is_abandoned(other):
-                shutil.rmtree(other, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        handle = os.open(temporary, os.O_RDONLY)
-        with suppress(OSError):  # where folders cannot be locked, none counts as abandoned
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
-        temporary.chmod(0o755)
-        os.replace(temporary, target)
-    except OSError as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(
-            f"cannot write {target}: {os.strerror(error.errno) if error.errno else error}. "
-            "Free some space or choose another folder."
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if handle is not None:
-            os.close(handle)
+def _remove(temporary: Path) -> None:
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        temporary.unlink(missing_ok=True)
 
 
 def _is_abandoned(temporary: Path) -> bool:
