@@ -48,6 +48,20 @@ published = f"{workflow.basedir}/workflow/published"
 gpus = 0 if study.device == "cpu" else 1
 
 
+def drawn(rule_name):
+    """Return the figures that a rule draws, as its outputs: each with its caption in Snakemake's report."""
+    return {
+        name: report(
+            f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
+            caption=f"../report/{name}.rst",
+            category="Figures",
+            subcategory="{dataset} {model}",
+            labels={"figure": title},
+        )
+        for name, title in layout.figures_of(rule_name).items()
+    }
+
+
 wildcard_constraints:
     dataset=either(dataset.name for dataset in study.datasets),
     model=either(model.name for model in study.models),

@@ -155,16 +155,7 @@ rule draw_units:
         ],
         rotations=layout.over_seeds("experiments/rotations.parquet"),
     output:
-        **{
-            name: report(
-                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
-                caption=f"../report/{name}.rst",
-                category="Figures",
-                subcategory="{dataset} {model}",
-                labels={"figure": title},
-            )
-            for name, title in layout.figures_of("draw_units").items()
-        },
+        **drawn("draw_units"),
     log:
         layout.log("draw_units", "dataset", "model"),
     benchmark:
@@ -208,16 +199,7 @@ rule draw_dimension:
             for run in layout.runs_on(wildcards.dataset, "dimension")
         ],
     output:
-        **{
-            name: report(
-                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
-                caption=f"../report/{name}.rst",
-                category="Figures",
-                subcategory="{dataset} {model}",
-                labels={"figure": title},
-            )
-            for name, title in layout.figures_of("draw_dimension").items()
-        },
+        **drawn("draw_dimension"),
     log:
         layout.log("draw_dimension", "dataset", "model"),
     benchmark:
@@ -233,7 +215,7 @@ rule draw_dimension:
         networks=lambda wildcards: [
             run.model for run in layout.runs_on(wildcards.dataset, "dimension")
         ],
-        code=source_digest("correlation", "drawings", "tables"),
+        code=source_digest("correlation", "drawings", "systems"),
     message:
         "Drawing the intrinsic dimension of {wildcards.model} on {wildcards.dataset}"
     script:
@@ -246,16 +228,7 @@ rule draw_prototypes:
         weights=layout.first_seed("training/prototypes.safetensors"),
         prototypes=layout.first_seed("training/prototypes.csv"),
     output:
-        **{
-            name: report(
-                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
-                caption=f"../report/{name}.rst",
-                category="Figures",
-                subcategory="{dataset} {model}",
-                labels={"figure": title},
-            )
-            for name, title in layout.figures_of("draw_prototypes").items()
-        },
+        **drawn("draw_prototypes"),
     log:
         layout.log("draw_prototypes", "dataset", "model"),
     benchmark:

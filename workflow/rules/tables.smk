@@ -101,16 +101,7 @@ rule draw_figures:
             f"metrics/{layout.checkpoints(wildcards.model)[-1]}/outliers.parquet"
         )(wildcards),
     output:
-        **{
-            name: report(
-                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
-                caption=f"../report/{name}.rst",
-                category="Figures",
-                subcategory="{dataset} {model}",
-                labels={"figure": title},
-            )
-            for name, title in layout.figures_of("draw_figures").items()
-        },
+        **drawn("draw_figures"),
     log:
         layout.log("draw_figures", "dataset", "model"),
     benchmark:
@@ -150,16 +141,7 @@ rule draw_neurons:
             "metrics/well_trained/knowledge.parquet"
         ),
     output:
-        **{
-            name: report(
-                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
-                caption=f"../report/{name}.rst",
-                category="Figures",
-                subcategory="{dataset} {model}",
-                labels={"figure": title},
-            )
-            for name, title in layout.figures_of("draw_neurons").items()
-        },
+        **drawn("draw_neurons"),
     log:
         layout.log("draw_neurons", "dataset", "model"),
     benchmark:
@@ -200,16 +182,7 @@ rule draw_filters:
             else []
         ),
     output:
-        **{
-            name: report(
-                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
-                caption=f"../report/{name}.rst",
-                category="Figures",
-                subcategory="{dataset} {model}",
-                labels={"figure": title},
-            )
-            for name, title in layout.figures_of("draw_filters").items()
-        },
+        **drawn("draw_filters"),
     log:
         layout.log("draw_filters", "dataset", "model"),
     benchmark:
@@ -248,16 +221,7 @@ rule draw_explanations:
             else []
         ),
     output:
-        **{
-            name: report(
-                f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
-                caption=f"../report/{name}.rst",
-                category="Figures",
-                subcategory="{dataset} {model}",
-                labels={"figure": title},
-            )
-            for name, title in layout.figures_of("draw_explanations").items()
-        },
+        **drawn("draw_explanations"),
         page=report(
             layout.page,
             caption="../report/similarity.rst",
