@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # test processes share the cores: libraries that start threads of their own would fight for them
@@ -27,3 +28,14 @@ def shared_data() -> Path:
             pytest.fail(f"CI needs the data folder {folder}")
         pytest.skip(f"needs the data folder {folder}")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread, as in a job: tests that share the cores would wait for each other's."""
+    import torch  # not every test file needs it
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

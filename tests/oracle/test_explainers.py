@@ -34,12 +34,7 @@ from nnscan.sweeps import WholeMapSweep, WindowSweep
 CLASSES = [2, 0, 1]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=3, channels=2, size=8):

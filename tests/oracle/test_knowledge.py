@@ -18,13 +18,7 @@ from nnscan.knowledge import (
 from nnscan.scanner import learning_images, scan
 from twins import block_sum, forward, images, noise
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_cnn() -> tuple[nn.Module, torch.Tensor, list[str]]:

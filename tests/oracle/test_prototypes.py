@@ -29,12 +29,7 @@ from nnscan.prototypes import (
 CLASSES, PER_CLASS, CHANNELS = 3, 2, 5
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -29,11 +29,8 @@ from nnscan.models import build_model
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _one_thread_and_no_open_figures(one_thread):
     yield
-    torch.set_num_threads(threads)
     plt.close("all")
 
 

@@ -32,11 +32,8 @@ LAYERS = ("0", "3")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_no_open_figures():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _one_thread_and_no_open_figures(one_thread):
     yield
-    torch.set_num_threads(threads)
     plt.close("all")
 
 

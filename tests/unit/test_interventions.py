@@ -36,13 +36,9 @@ from nnscan.training import Protocol, evaluate, model_builder, train
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
+def _quick(monkeypatch, one_thread):
     """Do not wait for the disk, nor for other threads."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def plain(inplace=False):

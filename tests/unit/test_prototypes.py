@@ -42,13 +42,10 @@ FILES = {"", "_distinct", "_history", "_results"}
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
+def _quick(monkeypatch, one_thread):
     """One thread, no waiting for the disk, no open figures."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
     plt.close("all")
 
 

@@ -39,12 +39,9 @@ LAYERS = ("3", "0")  # not in alphabetical order
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _one_thread(one_thread):
     with threadpool_limits(1):
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

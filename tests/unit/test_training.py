@@ -60,13 +60,9 @@ def tiny_dataset(sizes=(27, 12, 15), seed=0):
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
+def _quick(monkeypatch, one_thread):
     """Do not wait for the disk, nor for other threads."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
