@@ -78,13 +78,14 @@ class Feed:
     std: NDArray[np.float32] = field(default_factory=lambda: np.ones(1, np.float32))
 
     @classmethod
-    def like(cls, dataset: Dataset, size: tuple[int, int] | None = None) -> Feed:
+    def like(cls, dataset: Dataset, side: int | None = None) -> Feed:
         """Return the feed that treats images as a data set treats its own.
 
         Args:
             dataset: The data set that the network was trained on.
-            size: Height and width; None: of the images as they are stored.
+            side: Height and width that images are resized to; None: as they are stored.
         """
+        size = None if side is None else (side, side)
         channels = dataset.splits["train"].images.shape[1]
         if dataset.normalization == "standard":
             return cls(channels, size, dataset.mean, dataset.std)

@@ -11,6 +11,7 @@ from scipy.stats import ttest_ind
 
 from nnscan.correlation import error_correlation
 from nnscan.errors import DataError
+from nnscan.layout import DISSECTED, MEASURED
 from nnscan.tables import (
     Row,
     Run,
@@ -27,7 +28,7 @@ from nnscan.tables import (
     values_of,
 )
 
-TRAINING = ("untrained", "third1", "third2", "well_trained")
+TRAINING = DISSECTED  # in the order of time
 ALL = "all"  # categories, or layers, together
 
 ROTATIONS = "experiments/rotations.parquet"
@@ -210,12 +211,15 @@ def rotation_trend(run: Run) -> float:
 # Intrinsic dimension
 
 
+def _place(found: Row) -> str:
+    return "input" if found["layer"] == "input" else "output" if found["relative_depth"] == 1 else "hidden"
+
+
 def dimension_numbers(frame: pd.DataFrame) -> list[Row]:
     """Return the intrinsic and the PCA dimension of each place of a network: its input, hidden layers and output."""
     rows = []
     for position, found in enumerate(records_of(frame)):
-        place = "input" if found["layer"] == "input" else "output" if found["relative_depth"] == 1 else "hidden"
-        keys = {"position": position, "layer": found["layer"], "place": place}
+        keys = {"position": position, "layer": found["layer"], "place": _place(found)}
         for column, quantity in (("dimension", "intrinsic dimension"), ("pca_dimension", "PCA dimension")):
             rows.append({**keys, "quantity": quantity, "value": float(found[column])})
     return rows
@@ -250,7 +254,7 @@ def _beside(published: list[Row], ours: list[Row]) -> list[Row]:
 def table_dimension(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
     """Fill the intrinsic dimension by layer. Source: Ansuini et al. 2019, figure 3."""
     measured: list[Row] = []
-    for checkpoint in ("untrained", "well_trained", "shuffled"):
+    for checkpoint in MEASURED:
         measured += measure(runs, dimension_of(checkpoint), dimension_numbers, "not measured", checkpoint=checkpoint)
     keys = ("checkpoint", "position", "layer")
     ours = summarise(measured, keys, "the dimension does not exist")
@@ -258,17 +262,30 @@ def table_dimension(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFram
     return assemble(ours, rows, published, keys, "the network has no such place")
 
 
+def last_hidden(frame: pd.DataFrame) -> list[Row]:
+    """Return the record of the last hidden layer, if one was measured."""
+    return [found for found in records_of(frame) if _place(found) == "hidden"][-1:]
+
+
 def last_hidden_numbers(frame: pd.DataFrame) -> list[Row]:
     """Return the intrinsic dimension of the last hidden layer, if one was measured."""
-    hidden = [row for row in dimension_numbers(frame) if row["place"] == "hidden"]
-    last = [row["value"] for row in hidden if row["quantity"] == "intrinsic dimension"][-1:]
-    return [{"quantity": "dimension of the last hidden layer", "value": value} for value in last]
+    quantity = "dimension of the last hidden layer"
+    return [{"quantity": quantity, "value": float(found["dimension"])} for found in last_hidden(frame)]
 
 
 def wrong_answers(frame: pd.DataFrame) -> list[Row]:
     """Return the test error (%) of the well-trained checkpoint."""
     chosen = frame[(frame["checkpoint"] == "well_trained") & (frame["split"] == "test")]
     return [{"quantity": "test error", "value": 100 * (1 - float(value))} for value in chosen["accuracy"]]
+
+
+def hidden_and_error(dimensions: pd.DataFrame, results: pd.DataFrame) -> list[Row]:
+    """Return dimension and sd of the last hidden layer and the test error (0 to 1) of a run, if it has both."""
+    return [
+        {"dimension": found["dimension"], "sd": found["sd"], "error": wrong["value"] / 100}
+        for found in last_hidden(dimensions)
+        for wrong in wrong_answers(results)
+    ]
 
 
 def table_error(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
@@ -438,7 +455,7 @@ TABLES = {
             title="Intrinsic dimension by layer",
             source=f"{_DIMENSION}, figure 3",
             direction="rises in early layers, falls towards the output; flat when untrained",
-            inputs=tuple(map(dimension_of, ("untrained", "well_trained", "shuffled"))),
+            inputs=tuple(map(dimension_of, MEASURED)),
             function=table_dimension,
             columns="quantity",
             caption="TwoNN, and the components that hold 90 % of the variance. Position 0 is the input. Values above "

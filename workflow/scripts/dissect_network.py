@@ -12,8 +12,7 @@ with job(snakemake):
     files, params, out = snakemake.input, snakemake.params, snakemake.output
     dataset, settings = read_dataset(files.data), dict(params.dissection)
     model = restore(params.model["source"], params.model["options"], dataset, files.weights)
-    side = settings.pop("size")
-    feed, broden = Feed.like(dataset, side and (side, side)), read_broden(files.concepts)
+    feed, broden = Feed.like(dataset, settings.pop("size")), read_broden(files.concepts)
     broden.check()
     layers = select_layers(model, feed.inputs(feed.pixels(broden, range(1))), settings.pop("layers"))
     units, exemplars = network_dissection(model, broden, feed, layers, **settings)

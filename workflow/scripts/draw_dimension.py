@@ -7,6 +7,7 @@ from nnscan.artifacts import read_csv, read_frame
 from nnscan.correlation import error_correlation
 from nnscan.errors import DataError
 from nnscan.jobs import job
+from nnscan.systems import hidden_and_error
 from nnscan.tables import MODELS
 
 with job(snakemake):
@@ -16,11 +17,11 @@ with job(snakemake):
     by_network = {labels[name]: tables[tables["checkpoint"] == name] for name in params.checkpoints}
     save(out.dimension, drawings.dimension_curves(by_network))
     save(out.dimension_blocks, drawings.dimension_blocks(read_frame(files.blocks)))
-    rows = []
-    for name, dimension, results in zip(params.networks, files.every_dimension, files.every_result, strict=True):
-        hidden, table = read_frame(dimension).iloc[-2], read_csv(results).set_index(["checkpoint", "split"])
-        error = 1 - table.loc[("well_trained", "test"), "accuracy"]
-        rows.append((MODELS.get(name, name), hidden["dimension"], hidden["sd"], error))
+    rows = [
+        {"network": MODELS.get(name, name), **row}
+        for name, dimension, results in zip(params.networks, files.every_dimension, files.every_result, strict=True)
+        for row in hidden_and_error(read_frame(dimension), read_csv(results))
+    ]
     runs = pd.DataFrame(rows, columns=["network", "dimension", "sd", "error"])
     try:
         correlation = error_correlation(runs["dimension"], runs["error"])

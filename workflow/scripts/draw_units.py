@@ -12,7 +12,7 @@ with job(snakemake):
     files, params, out, save = snakemake.input, snakemake.params, snakemake.output, figures.save_figure
     dataset, units = read_dataset(files.data), read_frame(files.units)
     model = restore(params.model["source"], params.model["options"], dataset, files.weights)
-    feed = Feed.like(dataset, params.size and (params.size, params.size))
+    feed = Feed.like(dataset, params.size)
     layer = units.sort_values("depth")["layer"].iloc[-1]
     counts = figures.by_checkpoint(files.detectors, params.checkpoints, params.seeds)
     save(out.detectors, figures.unique_detectors(counts[counts["checkpoint"] == "well_trained"]))

@@ -6,5 +6,6 @@ from nnscan.jobs import job
 with job(snakemake):
     settings = snakemake.params.settings
     classes, frames = camvid(settings["root"])
-    unlabelled = {"unlabelled": [name for name in classes if name == "unlabelled"]}
-    write_broden(snakemake.output.concepts, frames, classes, side=settings["side"], tile=settings["tile"], **unlabelled)
+    unlabelled = [name for name in classes if name == "unlabelled"]
+    sizes = {name: settings[name] for name in ("side", "tile")}
+    write_broden(snakemake.output.concepts, frames, classes, unlabelled=unlabelled, **sizes)

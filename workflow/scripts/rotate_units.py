@@ -12,8 +12,7 @@ with job(snakemake):
     files, params, seed = snakemake.input, snakemake.params, int(snakemake.wildcards.seed)
     dataset, settings = read_dataset(files.data), dict(params.dissection)
     model = restore(params.model["source"], params.model["options"], dataset, files.weights)
-    side = settings.pop("size")
-    feed, broden = Feed.like(dataset, side and (side, side)), read_broden(files.concepts)
+    feed, broden = Feed.like(dataset, settings.pop("size")), read_broden(files.concepts)
     layers = select_layers(model, feed.inputs(feed.pixels(broden, range(1))), settings.pop("layers"))
     table = rotation_counts(model, broden, feed, layers[-1], seed=seed, **settings)
     origin = provenance(
