@@ -49,7 +49,7 @@ gpus = 0 if study.device == "cpu" else 1
 
 
 def drawn(rule_name):
-    """Return the figures that a rule draws, as its outputs: each with its caption in Snakemake's report."""
+    """Return the figures that a rule draws as its outputs, with captions in Snakemake's report."""
     return {
         name: report(
             f"{layout.root}/figures/{{dataset}}/{{model}}/{name}.png",
