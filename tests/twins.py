@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nnscan.moments import SUPPORT, Moments
+from nnscan.scanner import learning_images
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -130,3 +131,14 @@ def assert_moments(
 def frozen(model: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode whose parameters ask for no gradient."""
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def summed(model: nn.Module, x: torch.Tensor, layer: str, weights: np.ndarray, block: int) -> torch.Tensor:
+    """Return the weighted sum of the absolute learning images of a layer's neurons (N, 8, 8), one by one."""
+    found = []
+    for one, own in zip(x, weights, strict=True):
+        learned = learning_images(model, one, layer).sum(1)
+        blocks = learned.reshape(len(learned), 8 // block, block, 8 // block, block).sum((2, 4))
+        total = torch.einsum("q,qij->ij", torch.from_numpy(own).flatten(), blocks.abs())
+        found.append(total.repeat_interleave(block, 0).repeat_interleave(block, 1))
+    return torch.stack(found)

@@ -12,10 +12,10 @@ from nnscan.data import Dataset, stratified_sample
 from nnscan.dissection import Feed, Probe, Upsampling, View, dissected_modules
 from nnscan.dissection import explain as explain_units
 from nnscan.drawings import Likenesses, UnitReasons
-from nnscan.explainers import answers
 from nnscan.figures import UnitGallery
 from nnscan.prototypes import ProtoPNet
 from nnscan.prototypes import explain as explain_likeness
+from nnscan.scores import answers
 
 
 def unit_exhibits(

@@ -14,7 +14,8 @@ from nnscan.backprop import guided_backpropagation, guided_scores
 from nnscan.components import LayerComponents
 from nnscan.data import Dataset, stratified_sample
 from nnscan.errors import ModelError
-from nnscan.explainers import EXPLAINERS, Scanned, answers, filter_map, neuron_map
+from nnscan.explainers import EXPLAINERS
+from nnscan.explanations import Scanned
 from nnscan.figures import (
     Cloud,
     Contest,
@@ -29,9 +30,11 @@ from nnscan.figures import (
 )
 from nnscan.interventions import RANKINGS, experiment_layer
 from nnscan.knowledge import score_images
+from nnscan.maps import filter_map, neuron_map
 from nnscan.models import capture, device_of, network_layers, prepare
 from nnscan.moments import Moments
 from nnscan.scanner import filter_images, learning_images
+from nnscan.scores import answers
 from nnscan.similarities import layers_of
 from nnscan.sweeps import enlarged
 

@@ -11,7 +11,8 @@ from nnscan.backprop import guided_backpropagation
 from nnscan.components import LayerComponents
 from nnscan.data import Split, build_dataset, stratified_sample
 from nnscan.errors import LayerError
-from nnscan.explainers import EXPLAINERS, Scanned
+from nnscan.explainers import EXPLAINERS
+from nnscan.explanations import Scanned
 from nnscan.figures import anomaly, explanations, learning_images, strongest_filters
 from nnscan.galleries import (
     anomaly_clouds,

@@ -227,7 +227,7 @@ rule localise_objects:
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
         quantity=study.quantity.model_dump(),
-        code=source_digest("explainers", "training"),
+        code=source_digest("evaluation", "training"),
     message:
         "Localisation by CAM, Grad-CAM and FQ of {wildcards.model} on {wildcards.dataset}, seed {wildcards.seed}"
     script:

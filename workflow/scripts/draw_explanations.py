@@ -4,7 +4,8 @@ from nnscan import figures, galleries
 from nnscan.artifacts import read_frame
 from nnscan.averages import read_averages
 from nnscan.data import read_dataset
-from nnscan.explainers import BACKPROPAGATIONS, read_scanned
+from nnscan.explanations import read_scanned
+from nnscan.gradients import BACKPROPAGATIONS
 from nnscan.jobs import job
 from nnscan.pages import similarity_page
 from nnscan.training import restore

@@ -4,7 +4,8 @@ import torch
 
 from nnscan.artifacts import file_digest, provenance, write_frame
 from nnscan.data import read_dataset
-from nnscan.explainers import localisation, read_scanned
+from nnscan.evaluation import localisation
+from nnscan.explanations import read_scanned
 from nnscan.jobs import job
 from nnscan.training import restore
 

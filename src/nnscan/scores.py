@@ -1,0 +1,55 @@
+"""Class scores of inputs: what explainers explain.
+
+Every explainer is called alike, `(model, x, classes)` -> one map (N, H, W) for each input, and explains for each input
+the score of one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nnscan.errors import ModelError, ScanError
+from nnscan.models import device_of, logits, prepare
+
+BATCH = 16
+"""Inputs that go through a network together."""
+
+Explainer = Callable[[nn.Module, Tensor, Sequence[int]], Tensor]
+
+
+def checked(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
+    """Return the inputs on the model's device.
+
+    Raises:
+        ScanError: They are no images, or the classes are not one for each.
+        ModelError: The network has no such class scores.
+    """
+    if x.ndim != 4 or not len(x) or not x.is_floating_point():
+        raise ScanError(f"expected a floating-point tensor (N, C, H, W), got {tuple(x.shape)} of {x.dtype}")
+    if len(classes) != len(x):
+        raise ScanError(f"{len(classes)} classes were given for {len(x)} inputs; one per input is needed")
+    x = x.detach().to(device_of(model))
+    with torch.no_grad():
+        scores = logits(prepare(model)(x[:1].clone()))
+    if scores.ndim != 2 or not all(0 <= number < scores.shape[1] for number in classes):
+        raise ModelError(
+            f"the model's output has the shape {(len(x), *scores.shape[1:])}, but the class scores {min(classes)} to "
+            f"{max(classes)} of each input were asked for"
+        )
+    return x
+
+
+def own_scores(scores: Tensor, classes: Sequence[int]) -> Tensor:
+    """Return each input's score of its class (n,)."""
+    return scores[torch.arange(len(scores), device=scores.device), torch.tensor(classes, device=scores.device)]
+
+
+def answers(model: nn.Module, x: Tensor) -> list[int]:
+    """Return the class that a network gives to each input (N, C, H, W)."""
+    prepared = prepare(model)
+    with torch.no_grad():
+        parts = [logits(prepared(part.clone())).argmax(1) for part in torch.split(x.to(device_of(model)), BATCH)]
+    return [int(number) for number in torch.cat(parts)]
