@@ -45,6 +45,8 @@ from nnscan.training import (
     deterministic,
     evaluate,
     load_state,
+    random_states,
+    restore_random_states,
     save_state,
     split_tensors,
     write_csv,
@@ -590,7 +592,7 @@ class _Trainer:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "order": self.order.get_state(),
             "noise": self.noise.get_state(),
-            "dropout": torch.get_rng_state(),
+            "random": random_states(),
             "history": self.history,
         }
 
@@ -603,7 +605,7 @@ class _Trainer:
             optimizer.load_state_dict(state["optimizers"][name])
         self.order.set_state(state["order"])
         self.noise.set_state(state["noise"])
-        torch.set_rng_state(state["dropout"])
+        restore_random_states(state["random"])
         self.history = list(state["history"])
 
 
@@ -646,7 +648,8 @@ def train_prototypes(
     folder = Path(folder)
     tensors = {split: split_tensors(dataset, split) for split in SPLITS}
     start = [value.cpu().numpy() for value in model.state_dict().values()]
-    key = digest(asdict(protocol), dataset.digest, seed, origin.get("model"), origin.get("code"), *start)
+    kind = chosen_device().type
+    key = digest(asdict(protocol), dataset.digest, seed, kind, origin.get("model"), origin.get("code"), *start)
     state_path, steps = folder / "state_prototypes.pt", schedule(protocol)
     with deterministic():
         torch.manual_seed(seed)

@@ -13,9 +13,10 @@ import copy
 import hashlib
 import logging
 import math
+import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from nnscan.artifacts import atomic_path, digest, file_digest
@@ -93,17 +95,70 @@ class Protocol:
     precision: str = "float32"
 
 
+def binned(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the means of maps (N, K, H, W) over the bins of adaptive average pooling (N, K, *size), by two products.
+
+    Bin i of m of n places goes from floor(i n / m) to ceil((i + 1) n / m), as torch has it.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    shares = []
+    for places, bins in zip(x.shape[-2:], size, strict=True):
+        share = torch.zeros(bins, places, dtype=wide)
+        for number in range(bins):
+            start, end = number * places // bins, -((number + 1) * places // -bins)
+            share[number, start:end] = 1 / (end - start)
+        shares.append(share.to(x.device))
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        return (shares[0] @ x.to(wide) @ shares[1].T).to(x.dtype)
+
+
+class _BinnedPooling(TorchFunctionMode):
+    """Gives adaptive average pooling a backward pass that is deterministic on a GPU, where torch has none."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = dict(zip(("input", "output_size"), args, strict=False)) | (kwargs or {})
+        if getattr(func, "__name__", "") != "adaptive_avg_pool2d" or given["input"].device.type == "cpu":
+            return func(*args, **(kwargs or {}))
+        x, size = given["input"], given["output_size"]
+        pair = (size, size) if isinstance(size, int) or size is None else size
+        height, width = (own or places for own, places in zip(pair, x.shape[-2:], strict=True))
+        return binned(x, (height, width))
+
+
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Use deterministic algorithms, and a global generator of its own, inside the block."""
+    """Use deterministic algorithms, and global generators of their own, inside the block."""
     before = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    gpus = [torch.cuda.current_device()] if chosen_device().type == "cuda" else []
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may not give the same bits twice
     torch.use_deterministic_algorithms(True)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=gpus), _BinnedPooling():
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warned)
+
+
+def random_states() -> dict[str, Tensor]:
+    """Return the states of torch's global generators that a training draws from (dropout), by kind of device."""
+    device = chosen_device()
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+def restore_random_states(states: Mapping[str, Tensor]) -> None:
+    """Set torch's global generators to what `random_states` gave."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], chosen_device())
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 512) -> tuple[float, float]:
@@ -242,7 +297,7 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.get_state(),
             "noise": self.noise.get_state(),
-            "dropout": torch.get_rng_state(),
+            "random": random_states(),
             "history": self.history,
             "kept": self.kept,
         }
@@ -252,7 +307,7 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.order.set_state(state["order"])
         self.noise.set_state(state["noise"])
-        torch.set_rng_state(state["dropout"])
+        restore_random_states(state["random"])
         self.history, self.kept = list(state["history"]), dict(state["kept"])
 
 
@@ -320,7 +375,8 @@ def train(
         dataset: Data with the splits train, validation and test.
         protocol: Optimiser, epochs and so on.
         folder: Where to write.
-        seed: Seed of initialisation and data order; equal seeds give equal bits on one number of threads.
+        seed: Seed of initialisation and data order; equal seeds give equal bits on one number of threads of a
+            processor, or on one kind of GPU.
         origin: Provenance; its entries "model" and "code" tell one training from another when resuming.
         phase: "regular", "overfitting" or "shuffled".
         progress: Show a progress bar.
@@ -334,7 +390,8 @@ def train(
     """
     folder = Path(folder)
     state_path = folder / f"state_{phase}.pt"
-    key = digest(asdict(protocol), dataset.digest, seed, phase, history, origin.get("model"), origin.get("code"))
+    kind = chosen_device().type  # whose generators and sums differ from another's
+    key = digest(asdict(protocol), dataset.digest, seed, phase, history, kind, origin.get("model"), origin.get("code"))
     tensors = {split: split_tensors(dataset, split) for split in SPLITS}
     if phase == "shuffled":
         images, labels = tensors["train"]

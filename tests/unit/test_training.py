@@ -105,7 +105,7 @@ def epoch_recorder(monkeypatch, epochs, losses=None):
     def fake(model, x, y, batch_size=512):
         loss, accuracy = evaluate(model, x, y, batch_size)
         if len(weights) < epochs:  # what follows is the evaluation of the finished checkpoints
-            weights.append({name: value.clone() for name, value in model.state_dict().items()})
+            weights.append({name: value.cpu().clone() for name, value in model.state_dict().items()})
             loss = loss if losses is None else losses[len(weights) - 1]
         return loss, accuracy
 
@@ -392,7 +392,7 @@ def test_training_starts_from_the_untrained_weights(dataset, tmp_path, monkeypat
     step = training._Trainer.epoch
 
     def epoch(self, *data):
-        started.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        started.append({name: value.cpu().clone() for name, value in self.model.state_dict().items()})
         step(self, *data)
 
     monkeypatch.setattr(training._Trainer, "epoch", epoch)
@@ -676,3 +676,30 @@ def test_the_protocol_is_what_a_configuration_holds():
 def test_csv_with_nine_digits(tmp_path):
     write_csv(tmp_path / "new" / "table.csv", pd.DataFrame({"name": ["a"], "value": [1 / 3]}))
     assert (tmp_path / "new" / "table.csv").read_text() == "name,value\na,0.333333333\n"
+
+
+@pytest.mark.parametrize(("places", "size"), [((8, 8), (4, 4)), ((7, 9), (4, 2)), ((3, 5), (5, 7)), ((6, 6), (1, 6))])
+def test_binned_means_are_those_of_adaptive_pooling(places, size):
+    x = torch.randn(2, 3, *places, dtype=torch.float64, requires_grad=True)
+    expected = nn.functional.adaptive_avg_pool2d(x, size)
+    found = training.binned(x, size)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    gradients = [torch.autograd.grad((values * weights).sum(), x)[0] for values in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    half = training.binned(x.detach().bfloat16(), size)
+    torch.testing.assert_close(half, expected.detach().bfloat16(), rtol=0.02, atol=0.02)
+    with torch.autocast("cpu", torch.bfloat16):  # as in a training in bfloat16, where pooling keeps its precision
+        assert training.binned(x.detach().float(), size).dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [4, (3, None), (None, 2)])
+def test_adaptive_pooling_is_deterministic_off_the_processor(size):
+    """On a GPU its own backward pass is not; here tensors without values stand for those of a GPU."""
+    pooling, x = nn.AdaptiveAvgPool2d(size), torch.empty(1, 2, 5, 7, device="meta", requires_grad=True)
+    with training.deterministic():
+        replaced, kept = pooling(x), pooling(torch.rand(1, 2, 5, 7, requires_grad=True))
+    assert replaced.shape == kept.shape == pooling(torch.rand(1, 2, 5, 7)).shape
+    assert "AdaptiveAvgPool2D" not in replaced.grad_fn.name()
+    assert "AdaptiveAvgPool2D" in kept.grad_fn.name()
+    assert "AdaptiveAvgPool2D" in pooling(x).grad_fn.name()
