@@ -63,7 +63,7 @@ def quantity_portraits(model: nn.Module, dataset: Dataset, quantities: pd.DataFr
                 height, width = shapes.loc[str(layer)]
                 index = (neuron["filter"] * height + neuron["row"]) * width + neuron["column"]
                 x = dataset.inputs("test", np.array([neuron["sample"]]))
-                image = learning_images(model, torch.from_numpy(x[0]), str(layer), [int(index)])[0].sum(0).numpy()
+                image = learning_images(model, torch.from_numpy(x[0]), str(layer), [int(index)])[0].sum(0).cpu().numpy()
                 title = f"{name} {neuron['score']:.3g}\nfilter {neuron['filter']}"
                 portraits.append(Portrait(str(layer), title, strongest, dataset.display(x)[0], image))
     return portraits
