@@ -10,6 +10,7 @@ include: "workflow/rules/scan.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/experiments.smk"
 include: "workflow/rules/systems.smk"
+include: "workflow/rules/explainers.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/report.smk"
 

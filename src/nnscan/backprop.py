@@ -10,7 +10,8 @@ A ReLU may be a module, reused or not, in place or not, or a function call: all 
 and are replaced there. What does not show up as such a call (scripted code, custom autograd functions) and activations
 for which the rule is not defined are found in the graph of the forward pass and refused by name.
 
-Deconvolution (`deconvolved_scores`) is the same with another rule at the ReLU: `R * [R > 0]`, whatever f was.
+Deconvolution (`deconvolved_scores`) is the same with another rule at the ReLU: `R * [R > 0]`, whatever f was. The
+rectified gradient (`rectified_scores`) has the rule `R * [f * R > t]`, t a percentile of f * R in the layer.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ PASS_BYTES = 4 << 20
 
 COPIES = 16
 """Copies of a sample in a pass that several samples share; some stay unused, as samples differ in active filters."""
+
+RECTIFIED_SHARE = 0.98
+"""The share q of a layer's units that the rectified gradient stops, as in the experiments of its paper."""
 
 _REFUSED = {
     "Relu": "a ReLU that nnscan cannot reach",
@@ -114,7 +118,38 @@ class _DeconvolvedReLU(torch.autograd.Function):
         return gradient.clamp(min=0)
 
 
-_Rule = type[_GuidedReLU] | type[_DeconvolvedReLU]
+class _RectifiedReLU(torch.autograd.Function):
+    """ReLU forwards; backwards only where output times gradient is above its percentile among a sample's units."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return torch.relu(values)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output.clone())  # the output may change in place
+
+    @staticmethod
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> Tensor:
+        output: Tensor = ctx.saved_tensors[0]
+        importance = (output * gradient).flatten(1)
+        passing = importance > _percentile(importance, RECTIFIED_SHARE)
+        return gradient * passing.view_as(gradient)
+
+
+def _percentile(values: Tensor, share: float) -> Tensor:
+    """Return the percentile (n, 1) of each row of values (n, m), between two ranks by linear interpolation.
+
+    torch.quantile gives the same, but takes no more than 16 million values.
+    """
+    ranked = values.sort(1).values
+    place = share * (values.shape[1] - 1)
+    lower = int(place)
+    upper = min(lower + 1, values.shape[1] - 1)
+    return torch.lerp(ranked[:, lower : lower + 1], ranked[:, upper : upper + 1], place - lower)
+
+
+_Rule = type[_GuidedReLU] | type[_DeconvolvedReLU] | type[_RectifiedReLU]
 
 
 class _RuledReLUs(TorchFunctionMode):
@@ -122,14 +157,17 @@ class _RuledReLUs(TorchFunctionMode):
 
     Attributes:
         largest: Bytes of the largest result of an operation so far.
+        rows: Lengths of the first axes of what went into the ReLUs: the batch's, of most networks.
     """
 
     def __init__(self, rule: _Rule = _GuidedReLU) -> None:
         super().__init__()
         self.rule = rule
         self.largest = 0
+        self.rows: set[int] = set()
 
     def _relu(self, values: Tensor, inplace: bool) -> Tensor:
+        self.rows.add(values.shape[0] if values.ndim > 1 else 0)
         result: Tensor = self.rule.apply(values)
         return values.copy_(result) if inplace else result
 
@@ -186,8 +224,9 @@ def _check_guided(model: nn.Module, *tensors: Tensor) -> None:
         more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
         place = f" (in {', '.join(modules[:3])}{more})" if modules else ""
         raise ModelError(
-            "guided backpropagation and deconvolution are defined for networks with ReLU as their only activation; "
-            f"this one applies {', '.join(sorted(found))}{place}. Use a ReLU model, or learning images instead."
+            "guided backpropagation, deconvolution and the rectified gradient are defined for networks with ReLU as "
+            f"their only activation; this one applies {', '.join(sorted(found))}{place}. Use a ReLU model, or learning "
+            "images instead."
         )
 
 
@@ -205,12 +244,14 @@ class _Probe:
         filters: Number of filters of each layer.
         calls: How often the layers are called in all.
         pairs: Pairs of sample and filter that one pass carries back best.
+        sampled: Whether the first axis of everything that goes into a ReLU is that of the samples.
     """
 
     scores: Tensor
     filters: dict[str, int]
     calls: int
     pairs: int
+    sampled: bool
 
 
 def _probe(model: nn.Module, x: Tensor, layers: Sequence[str]) -> _Probe:
@@ -244,7 +285,8 @@ def _probe(model: nn.Module, x: Tensor, layers: Sequence[str]) -> _Probe:
         raise ModelError("the output does not depend on the input in a differentiable way")
     _check_independent(source, results)
     filters = {layer: outputs[layer].shape[1] for layer in layers}
-    return _Probe(scores, filters, len(calls), max(1, min(PASS_PAIRS, PASS_BYTES * len(source) // relus.largest)))
+    pairs = max(1, min(PASS_PAIRS, PASS_BYTES * len(source) // relus.largest))
+    return _Probe(scores, filters, len(calls), pairs, relus.rows <= {len(source)})
 
 
 def _check_independent(source: Tensor, results: Sequence[Tensor]) -> None:
@@ -495,6 +537,33 @@ def deconvolved_scores(model: nn.Module, x: Tensor, units: Sequence[int]) -> Ten
     return _score_images(model, x, units, _DeconvolvedReLU)
 
 
+@torch.inference_mode(False)
+def rectified_scores(model: nn.Module, x: Tensor, units: Sequence[int]) -> Tensor:
+    """Return for each input the rectified gradient of one class score of the model's output.
+
+    On the way back a ReLU with output a lets a gradient R pass as `R * [a * R > t]`. t is the percentile
+    `RECTIFIED_SHARE` of a * R among all units of this call of ReLU, for each input by itself, by linear interpolation,
+    so that the largest of few units passes too (the paper does not say how its percentile is interpolated). All other
+    operations pass their plain gradient; the paper's extras for max-pooling and for padded borders are left out.
+
+    Args:
+        model: As in `guided_scores`.
+        x: As in `guided_scores`.
+        units: As in `guided_scores`.
+
+    Returns:
+        What arrives at the input (N, C, H, W), in units of the class score per unit of input.
+
+    Raises:
+        ModelError: See `guided_scores`; or a ReLU acts on something whose first axis is not that of the samples, so
+            that no layer of one sample can be told.
+        ScanError: See `guided_scores`.
+
+    Source: Kim et al., "Why are Saliency Maps Noisy? Cause of and Solution to Noisy Saliency Maps" (2019).
+    """
+    return _score_images(model, x, units, _RectifiedReLU)
+
+
 def _score_images(model: nn.Module, x: Tensor, units: Sequence[int], rule: _Rule) -> Tensor:
     """Return the images (N, C, H, W) of one class score for each input, by a rule for the ReLUs."""
     if len(units) != len(x):
@@ -505,6 +574,11 @@ def _score_images(model: nn.Module, x: Tensor, units: Sequence[int], rule: _Rule
         raise ModelError(
             f"the model's output has the shape {(len(x), *probe.scores.shape[1:])}, but the class scores {min(units)} "
             f"to {max(units)} of each input were asked for"
+        )
+    if rule is _RectifiedReLU and not probe.sampled:
+        raise ModelError(
+            "the rectified gradient compares the units of a layer for each sample by itself, but a ReLU of this "
+            "network acts on a tensor whose first axis is not that of the samples"
         )
     images = torch.empty_like(x)
     for first in range(0, len(x), probe.pairs):

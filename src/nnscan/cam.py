@@ -1,4 +1,9 @@
-"""Class activation maps: weighted sums of the last convolution's feature maps, drawn up to the input's size."""
+"""Class activation maps: weighted sums of the last convolution's feature maps, drawn up to the input's size.
+
+pytorch-grad-cam has the same methods, and a test holds Grad-CAM++ and Score-CAM against it. It is not called, as it
+takes its feature maps from modules alone, where those of a network with functional ReLUs, sums or concatenations have
+none, and as it stretches every map to [0, 1], so that maps of several inputs could not be compared any more.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,9 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from nnscan.errors import ModelError
+from nnscan.explanations import Method, simply
 from nnscan.models import logits, prepare
-from nnscan.scores import BATCH, checked, own_scores
+from nnscan.scores import BATCH, checked, drawn_up, own_scores
 
 _LINEAR = frozenset(
     (
@@ -78,12 +84,6 @@ def _maps_and_scores(prepared: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return found.maps, scores
 
 
-def _drawn_up(maps: Tensor, x: Tensor) -> Tensor:
-    """Return maps (n, h, w) at the inputs' size, bilinearly."""
-    size = (int(x.shape[-2]), int(x.shape[-1]))
-    return nn.functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-
-
 def _nodes_between(scores: Tensor, maps: Tensor) -> set[str]:
     """Return the names of the operations that lead from the maps to the scores."""
     waiting, seen, names = [scores.grad_fn], set[Node](), set[str]()
@@ -133,7 +133,7 @@ def cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
                 f"feature maps; here {found} comes in between. Grad-CAM needs no such layers."
             )
         places = maps.shape[2] * maps.shape[3]
-        parts.append(_drawn_up(places * (mean * maps).sum(1), part).detach())
+        parts.append(drawn_up(places * (mean * maps).sum(1), part).detach())
     return torch.cat(parts)
 
 
@@ -162,5 +162,147 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
         maps, scores = _maps_and_scores(prepared, part)
         (gradient,) = torch.autograd.grad(own_scores(scores, classes[start : start + BATCH]).sum(), maps)
         weights = gradient.mean((2, 3), keepdim=True)
-        parts.append(_drawn_up((weights * maps).sum(1).relu(), part).detach())
+        parts.append(drawn_up((weights * maps).sum(1).relu(), part).detach())
     return torch.cat(parts)
+
+
+@torch.inference_mode(False)
+def grad_cam_plus_plus(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
+    """Return the maps of Grad-CAM++, `relu(sum_k w_ck A_k)` (N, H, W).
+
+    With g the gradient of the class score by the places of A_k, the paper's weight is `w = sum_ij a_ij relu(g_ij)`,
+    `a_ij = g_ij^2 / (2 g_ij^2 + g_ij^3 sum_ab A_ab)`: the sum of `g_ij / (2 + g_ij sum_ab A_ab)` where g is positive.
+    The paper takes the derivatives of exp(score), whose common factor exp(score) is left out here: it changes the
+    map's unit for an input alone, and overflows.
+
+    Args:
+        model: A network; it is left unchanged.
+        x: Inputs (N, C, H, W), as fed to the network.
+        classes: The class of each input.
+
+    Raises:
+        ModelError: The network has no convolution, or no such class scores, or the weights are not defined, which can
+            happen if feature maps are negative.
+        ScanError: x or classes have another shape.
+
+    Source: Chattopadhay et al., "Grad-CAM++" (2018), eq. 10, 11 and 19.
+    """
+    x, prepared = checked(model, x, classes), prepare(model)
+    parts = []
+    for start in range(0, len(x), BATCH):
+        part = x[start : start + BATCH]
+        maps, scores = _maps_and_scores(prepared, part)
+        (gradient,) = torch.autograd.grad(own_scores(scores, classes[start : start + BATCH]).sum(), maps)
+        rising = gradient.relu()
+        denominator = 2 + rising * maps.sum((2, 3), keepdim=True)
+        if bool((denominator <= 0).any()):
+            raise ModelError(
+                "the weights of Grad-CAM++ are defined for feature maps that are not negative, as behind a ReLU; those "
+                "of this network are. Grad-CAM has no such condition."
+            )
+        weights = (rising / denominator).sum((2, 3), keepdim=True)
+        parts.append(drawn_up((weights * maps).sum(1).relu(), part).detach())
+    return torch.cat(parts)
+
+
+@torch.inference_mode(False)
+def score_cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
+    """Return the maps of Score-CAM, `relu(sum_k a_ck A_k)` (N, H, W), without any gradient.
+
+    Each A_k, drawn up to the input's size and stretched to [0, 1], is laid over the input as a mask; a_ck is the
+    softmax, over the K maps, of the class score that the network gives to what is left. The score of the baseline,
+    which the paper takes off each, cancels in the softmax. A map without any differences leaves nothing.
+
+    Every input goes through the network K + 1 times.
+
+    Args:
+        model: A network; it is left unchanged.
+        x: Inputs (N, C, H, W), as fed to the network; hidden pixels become zero.
+        classes: The class of each input.
+
+    Raises:
+        ModelError: The network has no convolution, or no such class scores.
+        ScanError: x or classes have another shape.
+
+    Source: Wang et al., "Score-CAM" (2020), algorithm 1, with the class score before the softmax as f.
+    """
+    x, prepared = checked(model, x, classes), prepare(model)
+    parts = []
+    for one, label in zip(torch.split(x, 1), classes, strict=True):
+        maps = _maps_and_scores(prepared, one)[0].detach()[0]
+        scores = []
+        with torch.no_grad():
+            for some in torch.split(maps, BATCH):
+                masks = drawn_up(some, one)
+                lowest, highest = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
+                spread = highest - lowest
+                masks = torch.where(spread > 0, (masks - lowest) / spread, 0)
+                scores.append(logits(prepared(masks[:, None] * one))[:, label])
+        weights = torch.cat(scores).softmax(0)
+        parts.append(drawn_up(torch.einsum("k,kij->ij", weights, maps).relu()[None], one))
+    return torch.cat(parts)
+
+
+METHODS = (
+    Method(
+        name="cam",
+        title="CAM",
+        family="class activation",
+        detail="regional",
+        class_specific=True,
+        online=True,
+        transparent=True,
+        explains="class score",
+        scope="local",
+        paper="Zhou et al., CVPR",
+        year=2015,
+        needs=("global average pooling and one linear layer behind the last convolution",),
+        explain=simply(cam),
+    ),
+    Method(
+        name="grad_cam",
+        title="Grad-CAM",
+        family="class activation",
+        detail="regional",
+        class_specific=True,
+        online=False,
+        transparent=True,
+        explains="class score",
+        scope="local",
+        paper="Selvaraju et al., ICCV",
+        year=2017,
+        needs=("a convolution",),
+        explain=simply(grad_cam),
+    ),
+    Method(
+        name="grad_cam_plus_plus",
+        title="Grad-CAM++",
+        family="class activation",
+        detail="regional",
+        class_specific=True,
+        online=False,
+        transparent=True,
+        explains="class score",
+        scope="local",
+        paper="Chattopadhay et al., WACV",
+        year=2018,
+        needs=("a convolution", "last feature maps that are not negative"),
+        explain=simply(grad_cam_plus_plus),
+    ),
+    Method(
+        name="score_cam",
+        title="Score-CAM",
+        family="class activation",
+        detail="regional",
+        class_specific=True,
+        online=False,
+        transparent=True,
+        explains="class score",
+        scope="local",
+        paper="Wang et al., CVPR workshops",
+        year=2019,
+        needs=("a convolution",),
+        explain=simply(score_cam),
+    ),
+)
+"""The survey's class activation maps (tables 2 and 3), with its years."""

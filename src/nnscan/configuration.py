@@ -22,7 +22,7 @@ from nnscan.errors import ConfigurationError, did_you_mean
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Stage = Literal["theses", "dissection", "dimension", "prototypes"]
+Stage = Literal["theses", "dissection", "dimension", "prototypes", "explainers", "retraining"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "thesis": {
@@ -162,6 +162,9 @@ class ModelConfig(_Closed):
         None, min_length=1, description="what is measured on it, of the study's stages; null: all of them"
     )
     block: Positive | None = Field(None, description="its scan.block, where it differs; null: the study's")
+    methods: list[str] | None = Field(
+        None, min_length=1, description="its explainers.methods, where they differ; null: the study's"
+    )
 
 
 class TrainingConfig(_Closed):
@@ -318,6 +321,10 @@ def _default_stages() -> list[Stage]:
     return ["theses"]
 
 
+def _default_retrained() -> list[str]:
+    return ["random", "edges", "input", "vanilla_gradient", "integrated_gradients", "grad_cam"]
+
+
 class DissectionConfig(_Closed):
     """Network Dissection: which concepts units detect."""
 
@@ -376,6 +383,29 @@ class PrototypesConfig(_Closed):
     prune: bool = Field(False, description="remove prototypes in the end that do not look like their class")
 
 
+class ExplainersConfig(_Closed):
+    """Methods of explanation, judged on equal terms."""
+
+    methods: list[str] | None = Field(
+        None, min_length=1, description="methods by name (docs/methods.md lists them); null: all of them"
+    )
+    samples: Positive = Field(
+        32, description="scanned test images that are explained, of those with a foreground where there are masks"
+    )
+    judged: Positive = Field(
+        8, description="of them, those that are explained anew for sanity, stability, attack and cost"
+    )
+    infiller_steps: Positive = Field(
+        2000, description="batches in the training of the network that fills hidden pixels"
+    )
+    generator_steps: Positive = Field(2000, description="batches in the training of the generator of images (DGN-AM)")
+    retrained: list[str] = Field(
+        default_factory=_default_retrained, min_length=1,
+        description="retraining: methods whose pixels are removed; fast ones, as they explain all images",
+    )  # fmt: skip
+    retrained_epochs: Annotated[int, Field(ge=3)] = Field(5, description="retraining: epochs of each training")
+
+
 class Study(_Closed):
     """A study: data sets x models x seeds, and what is measured on them."""
 
@@ -401,7 +431,8 @@ class Study(_Closed):
     stages: list[Stage] = Field(
         default_factory=_default_stages, min_length=1,
         description="what is measured: theses (NNS, FQ, TIP, SAF and similarity with their experiments), dissection "
-        "(Network Dissection), dimension (TwoNN), prototypes (ProtoPNet)",
+        "(Network Dissection), dimension (TwoNN), prototypes (ProtoPNet), explainers (the survey's methods of "
+        "explanation, evaluated), retraining (remove and retrain, ROAR)",
     )  # fmt: skip
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
         "auto", description="where models run: auto (a GPU where torch sees one, else the CPU), cpu, cuda, cuda:1, mps"
@@ -417,6 +448,7 @@ class Study(_Closed):
     dissection: DissectionConfig = Field(default_factory=DissectionConfig, description="Network Dissection")
     dimension: DimensionConfig = Field(default_factory=DimensionConfig, description="intrinsic dimension")
     prototypes: PrototypesConfig = Field(default_factory=PrototypesConfig, description="ProtoPNet")
+    explainers: ExplainersConfig = Field(default_factory=ExplainersConfig, description="methods of explanation")
 
     @field_validator("datasets", "models")
     @classmethod
@@ -463,6 +495,10 @@ class Study(_Closed):
     def dataset(self, name: str) -> DatasetConfig:
         """Return the data set of a name."""
         return next(dataset for dataset in self.datasets if dataset.name == name)
+
+    def methods_of(self, name: str) -> list[str] | None:
+        """Return the methods of explanation of a model; None for all."""
+        return self.model(name).methods or self.explainers.methods
 
     def model(self, name: str) -> ModelConfig:
         """Return the model of a name."""

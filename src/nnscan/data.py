@@ -155,6 +155,14 @@ class Dataset:
             values /= self.std[:, None, None]
         return values
 
+    @property
+    def box(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The smallest and the largest value of each channel (C,) that an image can have, as fed to the network."""
+        black, white = np.zeros_like(self.mean), np.ones_like(self.mean)
+        if self.normalization == "standard":
+            black, white = ((end - self.mean) / self.std for end in (black, white))
+        return tuple(map(float, black)), tuple(map(float, white))
+
     def display(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return network inputs as images that can be shown: the inverse of `inputs`, clipped to [0, 1].
 

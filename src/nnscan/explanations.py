@@ -8,7 +8,7 @@ method's own units; a larger value always means more evidence for the class. Str
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +52,12 @@ class Scanned:
     absolute: NDArray[np.floating]
     block: int
 
+    def part(self, places: NDArray[np.int64]) -> Scanned:
+        """Return what the scan says of some of its inputs (n,), by their places among its samples."""
+        return replace(
+            self, samples=self.samples[places], quantities=self.quantities[places], absolute=self.absolute[places]
+        )
+
 
 def read_scanned(paths: Sequence[str | Path], noise: Noise = "linear", form: Form = "printed") -> Scanned:
     """Return what maps need of the shards of a scan: of the deepest scanned layer whose neurons have places.
@@ -82,12 +88,15 @@ class Setting:
         infiller: A network that fills the hidden pixels of an image, `(x (N, C, H, W), kept (N, 1, H, W)) -> (N, C, H,
             W)`, for generative infilling.
         generator: A network that makes images (N, C, H, W) of codes, for activation maximisation with a prior.
+        box: The smallest and the largest value of each channel (C,), as fed to the network (`data.Dataset.box`), for
+            activation maximisation.
     """
 
     seed: int = 0
     scanned: Scanned | None = None
     infiller: nn.Module | None = None
     generator: nn.Module | None = None
+    box: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 Explanation = Callable[[nn.Module, Tensor, Sequence[int], Setting], Tensor]

@@ -29,6 +29,10 @@ MEASURED = ("untrained", "well_trained", "shuffled")
 """Checkpoints of a training whose intrinsic dimension is measured."""
 
 
+QUESTIONS = ("localisation", "faithfulness", "sanity", "stability", "attack", "cost")
+"""What is asked of explanations, each of which is a job of every run."""
+
+
 class Figure(NamedTuple):
     """A figure of a data set and model.
 
@@ -429,6 +433,34 @@ class Layout:
         """Return a digest of name, size and time of the files of the labelled images."""
         return data_state(self.study.dissection.concepts, self.study.dissection.root)
 
+    def uses(self, model: str, method: str) -> bool:
+        """Return whether a method of explanation is among those of a model."""
+        names = self.study.methods_of(model)
+        return names is None or method in names
+
+    def infillers(self, wildcards: Any) -> list[str]:
+        """Return the path of the network that fills hidden pixels where a model's methods need it."""
+        path = self.dataset("infiller/infiller.safetensors").format(dataset=wildcards.dataset)
+        return [path] if self.uses(wildcards.model, "generative_infilling") else []
+
+    def generators(self, wildcards: Any) -> list[str]:
+        """Return the path of the generator of images where a model's methods need it."""
+        return [self._own("training/generator.safetensors", wildcards)] if self.uses(wildcards.model, "dgn_am") else []
+
+    def shuffled_of(self, wildcards: Any) -> list[str]:
+        """Return the path of the model trained on shuffled labels, where the question needs it and there is one."""
+        asked = wildcards.question == "sanity" and wildcards.model in self.overfitted()
+        return [self._own("training/shuffled.safetensors", wildcards)] if asked else []
+
+    def judges(self, wildcards: Any) -> list[str]:
+        """Return the paths of a run's model from other seeds."""
+        others = [seed for seed in self.seeds(wildcards.model) if str(seed) != wildcards.seed]
+        name = self.run("training/well_trained.safetensors")
+        return [name.format(dataset=wildcards.dataset, model=wildcards.model, seed=seed) for seed in others]
+
+    def _own(self, name: str, wildcards: Any) -> str:
+        return self.run(name).format(dataset=wildcards.dataset, model=wildcards.model, seed=wildcards.seed)
+
     def on_the_way(self) -> list[str]:
         """Return the checkpoints that the overfitting training keeps before its end (`training.kept_epochs`)."""
         return [f"overfitting{part}" for part in range(1, self.study.anomaly.history_checkpoints + 1)]
@@ -483,6 +515,11 @@ class Layout:
             ]
             if "shuffled" in self.measured(model):
                 names += ["training/shuffled_history.csv", "training/shuffled_results.csv"]
+        if "explainers" in stages:
+            names += ["explainers/atlas.h5", "explainers/images.h5", "explainers/images.parquet"]
+            names += [f"explainers/{question}.parquet" for question in QUESTIONS]
+        if "retraining" in stages:
+            names.append("explainers/retraining.parquet")
         if "prototypes" in stages:
             names += [f"training/prototypes{name}.csv" for name in ("", "_distinct", "_history", "_results")]
         return names

@@ -6,13 +6,15 @@ They need no class: they show what a layer's neurons have learned of an input.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nnscan.errors import ScanError
+from nnscan.errors import DataError, ScanError
+from nnscan.explanations import Explanation, Method, Scanned, Setting
 from nnscan.linearisation import Linearisation, LinearisationError
 from nnscan.models import capture, device_of, prepare, resolve_layer
 from nnscan.scanner import CHECK_TOLERANCE
@@ -134,3 +136,65 @@ def filter_map(model: nn.Module, x: Tensor, layer: str | nn.Module) -> Tensor:
             (gradient,) = torch.autograd.grad(energy, source)
         parts.append((part * gradient).sum(1).abs())
     return torch.cat(parts)
+
+
+def _scan_of(setting: Setting, x: Tensor) -> Scanned:
+    """Return what a scan says of the inputs.
+
+    Raises:
+        ScanError: There is none, or it is of other inputs.
+    """
+    if setting.scanned is None:
+        raise ScanError("this map is made of a scan of these very inputs, and none was given; scan them first")
+    if len(setting.scanned.samples) != len(x):
+        raise ScanError(f"the scan is of {len(setting.scanned.samples)} inputs, {len(x)} were given")
+    return setting.scanned
+
+
+def nns_map(model: nn.Module, x: Tensor, classes: Sequence[int], setting: Setting) -> Tensor:
+    """Return the maps of NNS (N, H, W): the absolute learning images of a layer's neurons, added up."""
+    scanned = _scan_of(setting, x)
+    return enlarged(torch.from_numpy(scanned.absolute).to(x).sum(1), scanned.block)
+
+
+def quantity_map(model: nn.Module, x: Tensor, classes: Sequence[int], setting: Setting) -> Tensor:
+    """Return the FQ maps (N, H, W): the same, weighted by each neuron's feature quantity; see `neuron_map`.
+
+    Raises:
+        DataError: The scanned inputs have no foreground masks.
+    """
+    scanned = _scan_of(setting, x)
+    if not np.isfinite(scanned.quantities).all():
+        raise DataError("the FQ map needs foreground masks, and these data have none")
+    return neuron_map(model, x, scanned.layer, scanned.quantities, scanned.block)
+
+
+def property_map(model: nn.Module, x: Tensor, classes: Sequence[int], setting: Setting) -> Tensor:
+    """Return the maps of TIP (N, H, W): the size of the sum of a layer's filter images; see `filter_map`."""
+    return filter_map(model, x, _scan_of(setting, x).layer)
+
+
+def _own(name: str, title: str, explain: Explanation, paper: str, needs: tuple[str, ...]) -> Method:
+    return Method(
+        name=name,
+        title=title,
+        family="nnscan",
+        detail="fine-grained",
+        class_specific=False,
+        online=False,
+        transparent=True,
+        explains="neurons of a layer",
+        scope="local",
+        paper=paper,
+        year=2024,
+        needs=needs,
+        explain=explain,
+    )
+
+
+METHODS = (
+    _own("nns", "NNS", nns_map, "Dou Hui, doctoral slides, ch. 3", ("a scan",)),
+    _own("fq", "FQ", quantity_map, "Dou Hui, doctoral slides, ch. 4", ("a scan", "foreground masks")),
+    _own("tip", "TIP", property_map, "Dou Hui, doctoral slides, ch. 5", ("a scan",)),
+)
+"""nnscan's own maps as methods."""

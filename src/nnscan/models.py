@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 
 from nnscan.artifacts import atomic_path
 from nnscan.errors import LayerError, ModelError, did_you_mean
+from nnscan.gating import GATES, Attention, ClassAttention
 from nnscan.limits import DAMAGED
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -105,6 +106,64 @@ class SequentialCNN(nn.Module):
         return scores
 
 
+class ClassAttentionCNN(nn.Module):
+    """A plain sequence of convolutions whose last maps each class attends to by itself; see `gating.ClassAttention`.
+
+    Args:
+        features: The convolutional part.
+        channels: Channels of the last convolution.
+        classes: Number of classes.
+    """
+
+    def __init__(self, features: nn.Sequential, channels: int, classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.head = ClassAttention(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the class scores (N, classes) of images (N, C, H, W)."""
+        scores: Tensor = self.head(self.features(x))
+        return scores
+
+
+def _attentive(
+    features: nn.Sequential,
+    channels: int,
+    hidden: Sequence[int],
+    classes: int,
+    attention: Attention | None,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Return a network of convolutions with a head for 2 x 2 places, and with the attention that is asked for.
+
+    Channel and channel-spatial attention follow each ReLU of the convolutions; the other weights of a seed stay what
+    they are without. Class attention takes the place of the last max-pooling, for finer masks, and of the head.
+
+    Raises:
+        ModelError: There is no such attention, or it leaves nothing for the dropout.
+    """
+    if attention == "class":
+        if dropout:
+            raise ModelError("attention 'class' takes the place of the hidden layer behind which dropout acts")
+        kept = features[:-1] if isinstance(features[-1], nn.MaxPool2d) else features
+        return ClassAttentionCNN(kept, channels, classes)
+    model = SequentialCNN(features, channels, 2, hidden, classes, dropout)
+    if attention is None:
+        return model
+    if attention not in GATES:
+        raise ModelError(f"attention {attention!r} is not possible{did_you_mean(attention, (*GATES, 'class'))}")
+    layers: list[nn.Module] = []
+    width = 0
+    for layer in features:
+        layers.append(layer)
+        if isinstance(layer, nn.Conv2d):
+            width = layer.out_channels
+        elif isinstance(layer, nn.ReLU):
+            layers.append(GATES[attention](width))
+    model.features = nn.Sequential(*layers)
+    return model
+
+
 _M = "pool"
 _VGG11 = (64, _M, 128, _M, 256, 256, _M, 512, 512, _M, 512, 512)
 _VGG16 = (64, 64, _M, 128, 128, _M, 256, 256, 256, _M, 512, 512, 512, _M, 512, 512, 512)
@@ -152,16 +211,33 @@ def lenet5(in_channels: int, size: int, classes: int) -> nn.Module:
     return SequentialCNN(features, 16, 5, (120, 84), classes)
 
 
-def simple_cnn(in_channels: int, size: int, classes: int, convolutions: int | None = None) -> nn.Module:
-    """Return the simple CNN: three 3 x 3 convolutions of 16, 32 and 64 filters (the slides give no widths)."""
+def simple_cnn(
+    in_channels: int,
+    size: int,
+    classes: int,
+    convolutions: int | None = None,
+    attention: Attention | None = None,
+) -> nn.Module:
+    """Return the simple CNN: three 3 x 3 convolutions of 16, 32 and 64 filters (the slides give no widths).
+
+    Options are how many of the convolutions it has, and attention: channel ("se"), channel-spatial ("cbam"), "class".
+    """
     features, channels = _three_by_three(_truncated(_SIMPLE, convolutions), in_channels)
-    return SequentialCNN(features, channels, 2, (64,), classes)
+    return _attentive(features, channels, (64,), classes, attention)
 
 
-def alexnet(in_channels: int, size: int, classes: int, batch_norm: bool = False, dropout: float = 0.0) -> nn.Module:
+def alexnet(
+    in_channels: int,
+    size: int,
+    classes: int,
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    attention: Attention | None = None,
+) -> nn.Module:
     """Return AlexNet for small images: its five convolutions, 3 x 3 throughout, and two fully connected layers.
 
-    Options are batch normalisation behind each convolution, and dropout behind the hidden linear layer.
+    Options are batch normalisation behind each convolution, dropout behind the hidden linear layer, and attention as
+    in `simple_cnn`.
     """
 
     def filters(incoming: int, count: int, stride: int = 1) -> list[nn.Module]:
@@ -173,7 +249,7 @@ def alexnet(in_channels: int, size: int, classes: int, batch_norm: bool = False,
         *filters(64, 192), nn.MaxPool2d(2),
         *filters(192, 384), *filters(384, 256), *filters(256, 256), nn.MaxPool2d(2),
     )  # fmt: skip
-    return SequentialCNN(features, 256, 2, (512,), classes, dropout)
+    return _attentive(features, 256, (512,), classes, attention, dropout)
 
 
 def _vgg(plan: Sequence[int | str], in_channels: int, classes: int, convolutions: int | None) -> nn.Module:

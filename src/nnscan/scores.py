@@ -53,3 +53,21 @@ def answers(model: nn.Module, x: Tensor) -> list[int]:
     with torch.no_grad():
         parts = [logits(prepared(part.clone())).argmax(1) for part in torch.split(x.to(device_of(model)), BATCH)]
     return [int(number) for number in torch.cat(parts)]
+
+
+def rises(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
+    """Return by how much each input's class score is above that of the image that is zero as fed (N,).
+
+    It is what attributions add up to where the zero image is their baseline and they are complete.
+    """
+    x, prepared = checked(model, x, classes), prepare(model)
+    with torch.no_grad():
+        beginning = logits(prepared(torch.zeros_like(x[:1])))[0, list(classes)]
+        parts = [logits(prepared(part.clone())) for part in torch.split(x, BATCH)]
+    return own_scores(torch.cat(parts), classes) - beginning
+
+
+def drawn_up(maps: Tensor, x: Tensor) -> Tensor:
+    """Return maps (n, h, w) at the size of the inputs (n, C, H, W), bilinearly."""
+    size = (int(x.shape[-2]), int(x.shape[-1]))
+    return nn.functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]

@@ -1,4 +1,6 @@
-"""Class activation maps against closed forms and Captum."""
+"""Class activation maps against closed forms, slow twins, Captum and pytorch-grad-cam."""
+
+import math
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from networks import CLASSES, Dense, Residual, images, plain, pooled, scores_of, weighed
-from nnscan.cam import cam, grad_cam
+from nnscan.cam import cam, grad_cam, grad_cam_plus_plus, score_cam
 from nnscan.errors import ModelError
 from nnscan.models import build_model
 
@@ -74,3 +76,102 @@ def test_networks_without_class_activation_maps_say_why():
         with pytest.raises(ModelError, match="need a convolution"):
             method(linear, images(), CLASSES)
     assert float(grad_cam(weighed(), images(), CLASSES).max()) > 0
+
+
+def parts(build):
+    """Return a network, one of its inputs, its last maps (K, h, w) and the function from maps to class scores."""
+    model = build()
+    (x,) = images(1)
+    if build is plain:
+        return model, x, model[:5](x[None])[0].detach(), lambda maps: model[5:](maps[None])[0]
+    if build is weighed:
+        return model, x, model[:2](x[None])[0].detach(), lambda maps: model[2:](maps[None])[0]
+    kept = []
+    handle = model.ends.register_forward_hook(lambda _m, _a, output: kept.append(output.detach()[0]))
+    model(x[None].clone())
+    handle.remove()
+    return model, x, kept[0], lambda maps: model.head(maps.mean((1, 2)))
+
+
+def enlarged(one, x):
+    return functional.interpolate(one[None, None], x.shape[1:], mode="bilinear", align_corners=False)[0, 0]
+
+
+BUILDS = pytest.mark.parametrize("build", [plain, weighed, Residual, Dense])
+
+
+@BUILDS
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_grad_cam_plus_plus_is_its_formula_place_by_place(build, label):
+    model, x, maps, rest = parts(build)
+    source = maps.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(rest(source)[label], source)
+    score = float(rest(maps)[label].detach())
+    first, second, third = (math.exp(score) * gradient**power for power in (1, 2, 3))  # derivatives of exp(score)
+    expected = torch.zeros(maps.shape[1:], dtype=x.dtype)
+    for k, one in enumerate(maps):
+        weight = 0.0
+        for i in range(one.shape[0]):
+            for j in range(one.shape[1]):
+                if gradient[k, i, j] > 0:
+                    share = second[k, i, j] / (2 * second[k, i, j] + one.sum() * third[k, i, j])
+                    weight += float(share * first[k, i, j])
+        expected += weight * one
+    expected = expected.relu() / math.exp(score)
+    assert float(expected.max()) > 0
+    torch.testing.assert_close(grad_cam_plus_plus(model, x[None], [label])[0], enlarged(expected, x))
+
+
+def test_grad_cam_plus_plus_refuses_maps_without_such_weights():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+        model[3].weight.fill_(1)
+    with pytest.raises(ModelError, match="feature maps that are not negative"):
+        grad_cam_plus_plus(model, images(), CLASSES)
+    assert grad_cam(model, images(), CLASSES).shape == (3, 8, 8)
+
+
+@BUILDS
+@pytest.mark.parametrize("label", [0, 2])
+def test_score_cam_is_its_algorithm_map_by_map(build, label):
+    model, x, maps, _ = parts(build)
+    scores = []
+    baseline = scores_of(model, torch.zeros_like(x)[None])[0, label]
+    for one in maps:
+        mask = enlarged(one, x)
+        mask = (mask - mask.min()) / (mask.max() - mask.min()) if mask.max() > mask.min() else 0 * mask
+        scores.append(float((scores_of(model, (x * mask)[None])[0, label] - baseline).detach()))
+    total = sum(math.exp(score) for score in scores)
+    expected = sum(math.exp(score) / total * one for score, one in zip(scores, maps, strict=True)).relu()
+    assert max(scores) - min(scores) > 1e-3
+    torch.testing.assert_close(score_cam(model, x[None], [label])[0], enlarged(expected, x))
+
+
+def test_score_cam_lays_a_dead_map_over_the_input_as_nothing():
+    model, x = pooled(), images(1)
+    with torch.no_grad():
+        model[2].bias[1] = -100  # this map is zero everywhere
+        model[2].weight[1] = 0
+    found = score_cam(model, x, [0])
+    assert bool(torch.isfinite(found).all())
+    maps = model[:4](x)[0].detach()
+    assert float(maps[1].max()) == 0
+    stretched = maps - maps.amin((1, 2), keepdim=True)
+    stretched /= stretched.amax((1, 2), keepdim=True).clamp(min=1e-300)
+    weights = torch.stack([model(mask * x)[0, 0] for mask in stretched]).softmax(0)
+    torch.testing.assert_close(found[0], torch.einsum("k,kij->ij", weights, maps).detach())
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(grad_cam_plus_plus, "GradCAMPlusPlus"), (score_cam, "ScoreCAM")])
+def test_maps_agree_with_pytorch_grad_cam_up_to_its_stretching(ours, theirs):
+    library = pytest.importorskip("pytorch_grad_cam")
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    model, x = pooled().float(), images().float()  # its maps are as large as the input: nothing is drawn up
+    with torch.no_grad():
+        model[6].weight *= 1000  # beside such gradients what the library adds to a denominator is nothing
+    with getattr(library, theirs)(model, [model[3]]) as method:
+        expected = torch.from_numpy(method(x, [targets.ClassifierOutputTarget(label) for label in CLASSES]))
+    found = ours(model, x, CLASSES)
+    found = found - found.amin((1, 2), keepdim=True)
+    torch.testing.assert_close(found / found.amax((1, 2), keepdim=True), expected, rtol=1e-4, atol=1e-5)

@@ -1,13 +1,18 @@
 """What evaluations of explanations give, by hand and against twins."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import jaccard_score
 
-from networks import images, plain, pooled
-from nnscan.cam import grad_cam
-from nnscan.evaluation import localisation, overlap, scaled
-from nnscan.explanations import Scanned
+from networks import CLASSES, images, plain, pooled
+from nnscan.cam import cam, grad_cam
+from nnscan.controls import METHODS
+from nnscan.evaluation import energy, localisation, localisation_scores, overlap, pointing, scaled
+from nnscan.explanations import Method, Scanned, simply
+from nnscan.metrics import COLUMNS, Inputs
 from nnscan.quantity import feature_quantity
 from nnscan.scanner import scan
 from nnscan.scores import answers
@@ -64,3 +69,86 @@ def test_without_masks_there_is_nothing_to_locate():
         frame = localisation(model, x, foreground, scanned)
         assert frame.empty
         assert list(frame.columns) == ["sample", "method", "threshold", "iou"]
+
+
+def test_pointing_by_hand():
+    maps = torch.tensor([[[-1.0, 0.0], [1.0, 3.0]], [[5.0, 5.0], [5.0, 5.0]], [[2.0, 0.0], [2.0, -7.0]]])
+    foreground = torch.tensor([[[True, False], [False, True]], [[True, False], [False, False]],
+                               [[False, True], [False, False]]])  # fmt: skip
+    assert pointing(maps, foreground).tolist() == [1, 0.25, 0]
+    assert pointing(maps, foreground, 1).tolist() == [1, 0.75, 0.5]  # not over the corner, which is farther than 1
+    assert pointing(-maps, foreground).tolist() == [1, 0.25, 0]
+
+
+def test_energy_by_hand():
+    maps = torch.tensor([[[-9.0, 2.0], [1.0, 1.0]], [[-1.0, 0.0], [-2.0, 0.0]]])
+    foreground = torch.tensor([[[True, True], [False, False]]]).expand(2, 2, 2)
+    found = energy(maps, foreground)
+    assert float(found[0]) == 0.5
+    assert bool(found[1].isnan())
+
+
+def test_pointing_and_energy_against_a_slow_twin():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(6, 9, 7, generator=generator, dtype=torch.float64).round(decimals=1)
+    maps[:, 2, 3] = maps[:, 5, 5] = 4.0  # two largest
+    foreground = torch.rand(6, 9, 7, generator=generator) < 0.3
+    for margin in (0, 1, 2):
+        for one, mask, found in zip(maps, foreground, pointing(maps, foreground, margin), strict=True):
+            places = mask.nonzero().double()
+            largest = (one == one.max()).nonzero().double()
+            near = [float((places - place).norm(dim=1).min()) <= margin for place in largest]
+            assert float(found) == sum(near) / len(near)
+    for one, mask, found in zip(maps, foreground, energy(maps, foreground), strict=True):
+        inside = sum(max(0.0, float(value)) for value in one[mask])
+        assert float(found) == pytest.approx(inside / sum(max(0.0, float(value)) for value in one.flatten()))
+
+
+def test_localisation_scores():
+    model, x = plain(), images().abs()
+    foreground = np.zeros((3, 8, 8), bool)
+    foreground[0, 2:5, 2:6] = foreground[2, 1:7, 3:5] = True  # nothing in the second sample
+    bound = torch.ones(2, 1, 1)
+    given = Inputs(x, CLASSES, np.arange(10, 13), bound, bound, bound, foreground)
+    methods = [Method(**{**vars(METHODS[0]), "name": own.__name__, "explain": simply(own)}) for own in (cam, grad_cam)]
+    frame = localisation_scores(model, given, [*methods, *METHODS])
+    assert tuple(frame.columns) == COLUMNS
+    assert frame["sample"].unique().tolist() == [10, 12]
+    refused = frame[frame["method"] == "cam"]
+    assert refused["value"].isna().all()
+    assert refused["reason"].str.contains("CAM is defined for networks").all()
+    maps = grad_cam(model, x, CLASSES)[[0, 2]]
+    truth = torch.from_numpy(foreground[[0, 2]])
+    value = frame.set_index(["method", "metric", "case"])["value"]
+    np.testing.assert_allclose(value["grad_cam", "iou", "0.2"], overlap(maps, truth, 0.2))
+    np.testing.assert_allclose(value["grad_cam", "pointing", ""], pointing(maps, truth))
+    np.testing.assert_allclose(value["grad_cam", "energy", ""], energy(maps, truth))
+    blank = Method(**{**vars(METHODS[0]), "name": "blank", "explain": lambda *given: torch.zeros(3, 8, 8)})
+    own = localisation_scores(model, given, [blank]).set_index("metric")
+    assert own.loc["energy", "reason"].tolist() == ["the map has no positive value"] * 2
+    assert own.loc["pointing", "value"].tolist() == pytest.approx([12 / 64, 12 / 64])
+    for none in (None, np.zeros((3, 8, 8), bool)):
+        empty = localisation_scores(model, replace(given, foreground=none), methods)
+        assert empty.empty
+        assert tuple(empty.columns) == COLUMNS
+
+
+def test_localisation_agrees_with_scikit_learn():
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.rand(5, 6, 6, generator=generator, dtype=torch.float64)
+    foreground = torch.rand(5, 6, 6, generator=generator) < 0.4
+    for one, mask, found in zip(maps, foreground, overlap(maps, foreground, 0.5), strict=True):
+        located = scaled(one[None])[0] >= 0.5
+        assert float(found) == pytest.approx(jaccard_score(mask.flatten(), located.flatten()))
+
+
+def test_localisation_agrees_with_quantus():
+    quantus = pytest.importorskip("quantus")
+    model, x = pooled().float().eval(), images(5).float()
+    maps = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(1))
+    foreground = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(2)) < 0.4
+    given = {"model": model, "x_batch": x.numpy(), "y_batch": np.zeros(5, int), "a_batch": maps[:, None].numpy(),
+             "s_batch": foreground[:, None].numpy(), "device": "cpu"}  # fmt: skip
+    options = {"abs": False, "normalise": False, "disable_warnings": True}
+    assert pointing(maps, foreground).tolist() == [float(hit) for hit in quantus.PointingGame(**options)(**given)]
+    np.testing.assert_allclose(energy(maps, foreground), quantus.RelevanceMassAccuracy(**options)(**given), rtol=1e-5)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
 from nnscan import backprop
-from nnscan.backprop import guided_backpropagation, guided_batches, guided_scores
+from nnscan.backprop import guided_backpropagation, guided_batches, guided_scores, rectified_scores
 from nnscan.errors import LayerError, ModelError, ScanError
 
 
@@ -100,6 +100,25 @@ def test_every_form_of_relu_gives_the_same_images(form, layer, x, modules):
 def test_every_form_of_relu_gives_the_same_score_images(form, x, modules):
     expected = guided_scores(modules, x, [2, 0, 1])
     torch.testing.assert_close(guided_scores(Net(*FORMS[form]), x, [2, 0, 1]), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", sorted(FORMS.keys() - {"parts in place"}))  # each of its calls is a layer
+def test_every_form_of_relu_gives_the_same_rectified_images(form, x, modules):
+    expected = rectified_scores(modules, x, [2, 0, 1])
+    assert expected.abs().amax((1, 2, 3)).min() > 0
+    torch.testing.assert_close(rectified_scores(Net(*FORMS[form]), x, [2, 0, 1]), expected, rtol=0, atol=0)
+
+
+def test_a_rectified_layer_is_that_of_one_sample(x):
+    turned = Net(F.relu, lambda values: values.transpose(0, 1).relu().transpose(0, 1))
+    assert guided_scores(turned, x, [2, 0, 1]).abs().max() > 0
+    with pytest.raises(ModelError, match="first axis is not that of the samples"):
+        rectified_scores(turned, x, [2, 0, 1])
+
+
+def test_rectified_images_of_other_activations_are_refused(x):
+    with pytest.raises(ModelError, match="the rectified gradient are defined for networks with ReLU as their only"):
+        rectified_scores(Net(F.relu, nn.GELU()), x, [2, 0, 1])
 
 
 def test_rule_is_applied_in_functional_networks(x):

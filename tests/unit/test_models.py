@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nnscan.artifacts import read_provenance
 from nnscan.errors import LayerError, ModelError
+from nnscan.gating import GATES
 from nnscan.models import (
     ZOO,
     NeuronLayer,
@@ -116,6 +117,50 @@ def test_a_dropout_that_is_no_share_is_refused(dropout):
 def test_options_of_alexnet_are_not_those_of_others(options):
     with pytest.raises(ModelError, match="model 'vgg11' does not accept the options"):
         build_model("vgg11", options)
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "alexnet"])
+@pytest.mark.parametrize("attention", [None, "se", "cbam"])
+def test_attention_leaves_all_other_weights_of_a_seed_as_they_are(name, attention):
+    torch.manual_seed(0)
+    plain = build_model(name)
+    torch.manual_seed(0)
+    found = build_model(name, {"attention": attention})
+    if attention is None:
+        assert str(found) == str(plain)
+        assert list(found.state_dict()) == list(plain.state_dict())
+    gates = [module for module in found.modules() if type(module) in (*GATES.values(),)]
+    assert len(gates) == (0 if attention is None else {"simple_cnn": 3, "alexnet": 5}[name])
+    added = {id(parameter) for gate in gates for parameter in gate.parameters()}
+    ours = [parameter for parameter in found.parameters() if id(parameter) not in added]
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain.parameters(), strict=True))
+    assert found(IMAGE).shape == (1, 10)
+
+
+@pytest.mark.parametrize(("name", "options"), [("simple_cnn", {"convolutions": 2}), ("alexnet", {"batch_norm": True})])
+@pytest.mark.parametrize("attention", ["se", "cbam", "class"])
+def test_attention_goes_with_other_options(name, options, attention):
+    model = build_model(name, {**options, "attention": attention, "in_channels": 3, "classes": 4}).eval()
+    assert model(IMAGE).shape == (1, 4)
+    if attention != "class":
+        after = [a for a, b in zip(model.features, model.features[1:], strict=False) if type(b) in (*GATES.values(),)]
+        assert after
+        assert all(isinstance(module, nn.ReLU) for module in after)
+
+
+def test_class_attention_works_on_the_maps_before_the_last_pooling():
+    model = build_model("simple_cnn", {"attention": "class"})
+    assert model.features(IMAGE).shape == (1, 64, 8, 8)
+    assert [name for name, _ in model.named_children()] == ["features", "head"]
+
+
+def test_an_attention_that_is_not_possible_is_refused():
+    with pytest.raises(ModelError, match="attention 'cban' is not possible; did you mean 'cbam'"):
+        build_model("simple_cnn", {"attention": "cban"})
+    with pytest.raises(ModelError, match="attention 'class' takes the place of the hidden layer"):
+        build_model("alexnet", {"attention": "class", "dropout": 0.5})
+    with pytest.raises(ModelError, match="model 'vgg11' does not accept the options"):
+        build_model("vgg11", {"attention": "se"})
 
 
 @pytest.mark.parametrize(("name", "total"), [("vgg11", 8), ("vgg16", 13), ("simple_cnn", 3)])

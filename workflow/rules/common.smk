@@ -16,6 +16,7 @@ from nnscan.gaps import (
 from nnscan.layout import (
     CHECKPOINTS,
     CUTTABLE,
+    QUESTIONS,
     Layout,
     either,
 )
