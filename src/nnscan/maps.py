@@ -59,7 +59,7 @@ def neuron_map(
     maps = []
     for number in range(len(x)):
         one = x[number : number + 1]
-        own = torch.from_numpy(weights[number : number + 1]).to(one)
+        own = torch.tensor(weights[number : number + 1]).to(one)
         sweep = _sweep(prepared, one, name, block)
         found, agrees = _weighted(prepared, sweep, one, name, own, block)
         if not agrees:

@@ -573,11 +573,24 @@ _device_setting: ContextVar[str] = ContextVar("device", default="auto")
 
 
 @contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Inside the block, a GPU may or may not use TF32 for products of float32, as torch lets it for convolutions."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32)
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
 def device_setting(setting: str) -> Iterator[None]:
-    """Inside the block models are put on the device of a setting; see `chosen_device`."""
+    """Inside the block models are put on the device of a setting (see `chosen_device`), with products in float32."""
     token = _device_setting.set(setting)
     try:
-        yield
+        with tf32(False):  # of some thousandths that TF32 is off, gradients make hundredths
+            yield
     finally:
         _device_setting.reset(token)
 

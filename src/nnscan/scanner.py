@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -38,6 +37,7 @@ from nnscan.models import (
     prepare,
     resolve_layer,
     smooth_operations,
+    tf32,
 )
 from nnscan.moments import IMAGES, Moments, concatenate
 from nnscan.sweeps import (
@@ -373,7 +373,7 @@ def scan_samples(
         while start < len(x):
             part = slice(start, min(start + scanner.together, len(x)))
             try:
-                with _tf32(precision):  # not while the caller has the samples that were scanned
+                with tf32(precision == "tf32"):  # not while the caller has the samples that were scanned
                     arrays, images = scanner.scan(x[part], masks[part], foreground is not None, bar.update)
             except (torch.OutOfMemoryError, LinearisationError) as error:
                 if not scanner.shrink(error):
@@ -516,18 +516,6 @@ class _Scanner:
                 log.warning("%s: off by %.1e of the largest value %.1e", layer, error, wanted.abs().max())
                 return False
         return True
-
-
-@contextmanager
-def _tf32(precision: Precision | None) -> Iterator[None]:
-    """Allow TF32 products on a GPU inside the block where the precision is tf32, and forbid them otherwise."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, cudnn.allow_tf32)
-    try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def _class_scores(model: nn.Module, found: Sequence[NeuronLayer]) -> set[str]:

@@ -149,6 +149,14 @@ def test_torch_gets_the_threads_of_the_rule(snakemake):
             assert torch.get_num_threads() == threads
 
 
+def test_products_of_a_job_are_in_float32(snakemake, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with job(snakemake):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_models_go_to_the_configured_device(snakemake, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
