@@ -13,11 +13,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from nnscan.contents import CONTENTS, OVER_RUNS, STATISTICS
 from nnscan.errors import ArtifactError, ConfigurationError, did_you_mean
-from nnscan.tables import Row, Run, UndefinedStatistic, named_seeds, records_of, sort_key, typed
+from nnscan.tables import Row, Run, UndefinedStatistic, interval, named_seeds, records_of, sort_key, typed
 
 Verdict = Literal["reproduced", "contradicted", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "contradicted", "inconclusive")
@@ -82,27 +81,6 @@ def read_claims(path: str | Path) -> list[Claim]:
         lists = {column: tuple(name for name in row[column].split(";") if name) for column in ("models", "datasets")}
         claims.append(Claim(**{**row, **lists, "threshold": float(row["threshold"])}))
     return claims
-
-
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean of the values and the bounds of its t interval.
-
-    Args:
-        values: One value per seed.
-        level: Coverage.
-
-    Returns:
-        Mean, lower and upper bound; the mean is NaN without a value, the bounds are NaN with fewer than two.
-    """
-    if not values:
-        return math.nan, math.nan, math.nan
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan, math.nan
-    if len(set(values)) == 1:  # the mean of equal values can differ from them by rounding
-        return values[0], values[0], values[0]
-    half = float(t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return mean, mean - half, mean + half
 
 
 def verdict(low: float, high: float, direction: str, threshold: float) -> Verdict:

@@ -82,9 +82,24 @@ RESIDUAL = Metric(
 )
 """The metric of `completeness_scores`."""
 
+ROUGHNESS = Metric(
+    name="roughness",
+    title="roughness",
+    question="noise",
+    direction=None,
+    low=0,
+    high=math.inf,
+    paper="Geary, Contiguity Ratio",
+    year=1954,
+    meaning="How much neighbouring pixels of a map differ, as a share of how much any two pixels do: 1 where they come "
+    "in random order, near 0 where the map is smooth.",
+)
+"""The metric of `noise_scores`."""
+
 METRICS: tuple[Metric, ...] = (
     *LOCALISATION,
     RESIDUAL,
+    ROUGHNESS,
     *faithfulness.METRICS,
     faithfulness.ROAR,
     *sanity.METRICS,
@@ -150,6 +165,26 @@ def energy(maps: Tensor, foreground: Tensor) -> Tensor:
     return (positive * foreground).sum((1, 2)) / positive.sum((1, 2))
 
 
+def roughness(maps: Tensor) -> Tensor:
+    """Return Geary's contiguity ratio (N,) of maps over pixels side by side; NaN of a constant map.
+
+    `(n - 1) sum_pairs (m_p - m_q)^2 / (2 P sum_p (m_p - mean m)^2)`, with n pixels p and P pairs of neighbours in a row
+    or column. Its mean over all orders of the pixels is 1. Neither scale nor shift of the map changes it.
+
+    Args:
+        maps: Raw maps (N, H, W), with their sign.
+
+    Source: Geary, "The Contiguity Ratio and Statistical Mapping" (1954).
+    """
+    maps = maps.double()
+    steps = [maps.diff(dim=axis).flatten(1) for axis in (1, 2)]
+    pairs, pixels = sum(step.shape[1] for step in steps), maps[0].numel()
+    between = sum(step.square().sum(1) for step in steps)
+    spread = (maps - maps.mean((1, 2), keepdim=True)).square().sum((1, 2))
+    varied = maps.amax((1, 2)) > maps.amin((1, 2))
+    return torch.where(varied, (pixels - 1) * between / (2 * pairs * spread), torch.nan)
+
+
 def localisation_scores(model: nn.Module, inputs: Inputs, methods: Iterable[Method], margin: int = 0) -> pd.DataFrame:
     """Return how well the maps of methods locate the object, for each input that has a foreground pixel.
 
@@ -186,6 +221,17 @@ def completeness_scores(atlas: Atlas) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
+def noise_scores(atlas: Atlas) -> pd.DataFrame:
+    """Return how rough the maps of an atlas are; see `metrics.COLUMNS`. A method without maps has its reason."""
+    missing = np.full(len(atlas.samples), np.nan)
+    scores = {
+        name: Score("roughness", roughness(torch.from_numpy(maps)).numpy(), reason="the map is constant")
+        for name, maps in atlas.maps.items()
+    } | {name: Score("roughness", missing, reason=reason) for name, reason in atlas.refusals.items()}
+    parts = [frame(atlas.samples, name, [score]) for name, score in scores.items()]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+
+
 def evaluate(
     question: str,
     model: nn.Module,
@@ -199,7 +245,8 @@ def evaluate(
     """Return the scores of methods that answer a question; see `metrics.COLUMNS`.
 
     Args:
-        question: See `metrics.Metric.question`; "faithfulness" comes with the residuals of what maps promise.
+        question: See `metrics.Metric.question`; "faithfulness" comes with what maps tell by themselves: by
+            how much they miss what they promise, and how rough they are.
         model: The model.
         dataset: The data set.
         atlas: The maps of some test images.
@@ -229,7 +276,9 @@ def evaluate(
         setting = replace(setting, scanned=setting.scanned.part(np.searchsorted(setting.scanned.samples, own.samples)))
     maps = {name: torch.from_numpy(values) for name, values in own.maps.items()}
     scores = judges[question](inputs_of(model, dataset, "test", own.samples, setting, maps))
-    parts = [scores, completeness_scores(own)] if question == "faithfulness" else [scores]
+    parts = [scores]
+    if question == "faithfulness":
+        parts += [completeness_scores(own), noise_scores(own)]
     return pd.concat([part for part in parts if len(part)], ignore_index=True) if any(map(len, parts)) else scores
 
 

@@ -1,7 +1,7 @@
 """What a metric of explanations is, on what it is taken, and the rows that it gives.
 
 Every evaluation gives one row per sample, method, metric and case, and summarises nothing: means and intervals over
-samples and seeds are for the tables (`claims.interval`). A method that does not apply has rows too, without a value and
+samples and seeds are for the tables (`tables.interval`). A method that does not apply has rows too, without a value and
 with the reason.
 """
 
@@ -47,7 +47,7 @@ class Metric:
 
     name: str
     title: str
-    question: Literal["localisation", "completeness", "faithfulness", "sanity", "stability", "attack", "cost"]
+    question: Literal["localisation", "completeness", "noise", "faithfulness", "sanity", "stability", "attack", "cost"]
     direction: Literal["higher", "lower"] | None
     low: float
     high: float

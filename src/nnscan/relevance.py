@@ -255,7 +255,7 @@ _SPELLED = {
     "NativeBatchNorm": "batch normalisation by the batch's own statistics",
     "CudnnBatchNorm": "batch normalisation by the batch's own statistics",
     "Relu": "a ReLU that nnscan cannot reach",
-    "Convolution": "a convolution that has another form",
+    "Convolution": "a convolution of another kind",
 }
 """What a graph node that has no rule stands for, where its name does not say it."""
 
@@ -450,7 +450,7 @@ class _Propagation(TorchFunctionMode):
         bias = shift if bias is None else bias * gain.reshape(wide) + shift
         return self._layer(_Layer(made.layer.sums, weight, bias), value, made.source, copied=False)
 
-    def _averaged(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _averaged(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         source, *rest = (*args, *([kwargs["input"]] if not args else []))
         named = {key: entry for key, entry in kwargs.items() if key != "input"}
         layer = _Layer(lambda weight, values: weight * func(values, *rest, **named), source.new_ones(()))
@@ -459,23 +459,16 @@ class _Propagation(TorchFunctionMode):
     def _summed(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         given = dict(zip(("input", "other"), args, strict=False)) | kwargs
         first, second, alpha = given["input"], given["other"], given.get("alpha", 1)
-        if name == "rsub":
-            first, second = second, first
-        factors = (1, alpha if name == "add" else -alpha)
+        value = partial(getattr(torch, name), first, second, alpha=alpha)
+        first_factor, second_factor = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[name]
         maps = _maps_in((first, second))
-        weight = maps[0].new_tensor(factors)
-
-        def sums(own: Tensor, one: Tensor, other: Tensor) -> Tensor:
-            return own[0] * one + own[1] * other
-
-        def value() -> Tensor:
-            return torch.add(torch.as_tensor(first), second, alpha=factors[1])
-
+        weight = maps[0].new_tensor((first_factor, second_factor))
         if len(maps) == 2:
-            return self._layer(_Layer(sums, weight), value, first, second)
-        number = 0 if maps[0] is first else 1
-        constant = torch.as_tensor(second if number == 0 else first).to(maps[0])
-        return self._single(value, maps[0], weight[number], weight[1 - number] * constant)
+            layer = _Layer(lambda own, one, other: own[0] * one + own[1] * other, weight)
+            return self._layer(layer, value, first, second)
+        if maps[0] is first:
+            return self._single(value, first, weight[0], weight[1] * _constant(second, first))
+        return self._single(value, second, weight[1], weight[0] * _constant(first, second))
 
     def _scaled(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         given = dict(zip(("input", "other"), args, strict=False)) | kwargs
@@ -483,9 +476,16 @@ class _Propagation(TorchFunctionMode):
         maps = _maps_in((first, second))
         if len(maps) == 2 or (name == "div" and (maps[0] is second or given.get("rounding_mode"))):
             return None
-        constant = torch.as_tensor(second if maps[0] is first else first).to(maps[0])
-        gain = 1 / constant if name == "div" else constant
-        return self._single(lambda: maps[0] * gain, maps[0], gain, None)
+        constant = _constant(second if maps[0] is first else first, maps[0])
+        operands = (first,) if name == "neg" else (first, second)
+        return self._single(
+            partial(getattr(torch, name), *operands), maps[0], 1 / constant if name == "div" else constant, None
+        )
+
+
+def _constant(value: Any, like: Tensor) -> Tensor:
+    """Return a number or tensor as a tensor of the same type, on the same device as another."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
 
 def _check(scores: Tensor) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 from nnscan.artifacts import read_csv, read_frame
 from nnscan.errors import ArtifactError, NnscanError, did_you_mean
@@ -37,6 +37,23 @@ MODELS = {
     "resnet18": "ResNet-18",
 }
 DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "camvid": "CamVid"}
+# What the survey says of methods of explanation in words, and the scores of methods.
+STATEMENTS = (
+    *("basis of the map", "traits", "channel weights", "advantages", "drawbacks"),
+    *("family", "year", "detail", "depends on the class", "online", "model", "explains", "scope"),
+)
+_AFTER = (
+    *("FGSM 0.031, same answer", "FGSM 0.25, same answer", "FGSM 0.031, other answer", "FGSM 0.25, other answer"),
+    *("attack to a target", "attack on the peaks", "random change"),
+)
+_SCORES = (
+    *("IoU at 0.5", "IoU at 0.2", "pointing game", "energy inside the object", "deletion", "insertion", "roughness"),
+    *("residual", "random network, rank", "random network, rank of sizes", "random network, SSIM"),
+    *("random last layers, rank", "random last layers, rank of sizes", "random last layers, SSIM"),
+    *("random labels, rank", "random labels, rank of sizes", "random labels, SSIM"),
+    *("noise, rank", "max-sensitivity", *(f"{change}, {what}" for what in ("rank", "peaks") for change in _AFTER)),
+    *("attack to a target, approach", "random change, approach"),
+)
 # Every quantity of the tables: its unit and the decimals that people see of ours.
 QUANTITIES = {
     "agreement": ("1", 3),
@@ -87,6 +104,14 @@ QUANTITIES = {
     "accuracy gained": ("pp", 1),
     "prototypes": ("prototypes", 0),
     "distinct prototypes": ("%", 1),
+    **dict.fromkeys(STATEMENTS, ("1", 0)),
+    **{name: ("1", 3) for name in _SCORES},
+    "time per image": ("s", 3),
+    "memory per image": ("MB", 1),
+    "probability of the class": ("1", 3),
+    "agreement of the judges": ("1", 2),
+    "distance to training images": ("1", 3),
+    "accuracy without pixels": ("%", 1),
 }
 # The order in which the values of keys stand.
 _ORDER = (
@@ -240,6 +265,27 @@ def rank_correlation(first: pd.Series, second: pd.Series) -> float:
     if first.isna().any() or second.isna().any() or first.nunique() < 2 or second.nunique() < 2:
         return math.nan
     return float(spearmanr(first, second).statistic)
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of the values and the bounds of its t interval.
+
+    Args:
+        values: One value per seed.
+        level: Coverage.
+
+    Returns:
+        Mean, lower and upper bound; the mean is NaN without a value, the bounds are NaN with fewer than two.
+    """
+    if not values:
+        return math.nan, math.nan, math.nan
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    if len(set(values)) == 1:  # the mean of equal values can differ from them by rounding
+        return values[0], values[0], values[0]
+    half = float(t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
 
 
 def percent(share: float) -> str:

@@ -709,7 +709,7 @@ REFUSED = {
     "batch norm": (nn.BatchNorm2d(4, track_running_stats=False), "applies batch normalisation by the batch's own"),
     "dropout": (By(lambda x: functional.dropout(x, 0.5, training=True)), "dropout"),
     "matrix product": (By(lambda x: x @ torch.eye(6, dtype=x.dtype)), "applies unsafe_view|applies (mm|bmm),"),
-    "transposed": (nn.ConvTranspose2d(4, 4, 2), "applies a convolution that has another form,"),
+    "transposed": (nn.ConvTranspose2d(4, 4, 2), "applies a convolution of another kind,"),
     "own function": (By(Doubled.apply), "applies the custom function Doubled,"),
     "clamp": (By(lambda x: x.clamp(min=0)), "applies clamp,"),
 }
@@ -727,7 +727,7 @@ def test_what_has_no_rule_is_refused_by_name(other, name):
 def test_what_cannot_be_reached_is_refused():
     traced = torch.jit.trace(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).double(), torch.zeros(1, 4, 6, 6).double())
     with pytest.raises(
-        ModelError, match="applies a ReLU that nnscan cannot reach, a convolution that has another form,"
+        ModelError, match="applies a ReLU that nnscan cannot reach, a convolution of another kind,"
     ):
         lrp_z_plus(Applies(traced), images(), CLASSES)
     with pytest.raises(ModelError, match="do not depend on the input"):
