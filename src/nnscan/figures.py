@@ -117,34 +117,36 @@ def class_averages(averages: Mapping[str, Image], classes: Sequence[str], confid
     classes = [plain(name) for name in classes]
     shown, few = range(min(len(classes), 20)), len(classes) <= 10
     width, matrix_rows = max(9.0, 1.05 * len(shown) + 1.2), -(-len(averages) // 2)
-    heights = (1.3 * len(averages), 0.44 * width * matrix_rows)
-    figure = plt.figure(figsize=(width, sum(heights) + 0.6))
-    outer = figure.add_gridspec(2, 1, height_ratios=heights, hspace=0.08)
-    pictures = outer[0].subgridspec(len(averages), len(shown), hspace=0.25)
+    heights = (1.35 * len(averages) + 0.3, 0.46 * width * matrix_rows)
+    figure = plt.figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    pictures = above.subplots(len(averages), len(shown), squeeze=False)
     for row, (kind, images) in enumerate(averages.items()):
         for column in shown:
-            axes = figure.add_subplot(pictures[row, column])
+            axes = pictures[row, column]
             _show(axes, images[column], f"{confidences[kind][column, column]:.2f}")
             if row == len(averages) - 1:
                 axes.set_xlabel(classes[column], fontsize=8)
             if column == 0:
                 axes.set_ylabel(AVERAGE_LABELS[kind], fontsize=9)
-    matrices = outer[1].subgridspec(matrix_rows, 2, hspace=0.12, wspace=0.12)
-    for place, kind in enumerate(averages):
-        axes = figure.add_subplot(matrices[place // 2, place % 2])
+    matrices = below.subplots(matrix_rows, 2, squeeze=False)
+    for place, axes in enumerate(matrices.flat):
+        if place >= len(averages):
+            axes.axis("off")
+            continue
+        kind = list(averages)[place]
         names: Sequence[str] | bool = list(classes) if few else False
         sns.heatmap(
             confidences[kind], vmin=0, vmax=1, cmap="viridis", annot=few, fmt=".2f", annot_kws={"fontsize": 6.5},
-            xticklabels=names, yticklabels=names, square=True, ax=axes, cbar_kws={"shrink": 0.8},
+            xticklabels=names, yticklabels=names, square=True, ax=axes, cbar=False,
         )  # fmt: skip
         axes.set_title(f"{AVERAGE_LABELS[kind]} averages")
         axes.tick_params(labelsize=7)
-        figure.axes[-1].tick_params(labelsize=7)  # the color bar's
         axes.set_xlabel("confidence of class", fontsize=8)
         axes.set_ylabel("average of class", fontsize=8)
-    top = 1 - 0.3 / figure.get_figheight()
-    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.03, top=top - 0.25 / figure.get_figheight())
-    figure.suptitle("Class-average images, with the network's confidence in their class", x=0.53, y=top, va="bottom")
+    bar = below.colorbar(matrices[0, 0].collections[0], ax=matrices, shrink=0.6, aspect=40)
+    bar.ax.tick_params(labelsize=7)
+    figure.suptitle("Class-average images, with the network's confidence in their class")
     return figure
 
 
@@ -167,8 +169,13 @@ class Portrait:
     image: Image
 
 
-def learning_images(portraits: Sequence[Portrait]) -> Figure:
-    """Draw learning images of the strongest and weakest neurons: a row for each layer, inputs above their images."""
+def learning_images(portraits: Sequence[Portrait], convolutional: bool = True) -> Figure:
+    """Draw learning images of the strongest and weakest neurons: a row for each layer, inputs above their images.
+
+    Args:
+        portraits: The neurons.
+        convolutional: Whether the layers are convolutions.
+    """
     if not portraits:
         return sentence("no neuron has a positive value")
     layers = list(dict.fromkeys(portrait.layer for portrait in portraits))
@@ -180,7 +187,7 @@ def learning_images(portraits: Sequence[Portrait]) -> Figure:
     )
     for axes in grid.flat:
         axes.axis("off")
-    for row, (layer, label) in enumerate(zip(layers, short_layers(layers), strict=True)):
+    for row, (layer, label) in enumerate(zip(layers, short_layers(layers, convolutional), strict=True)):
         for strongest in (True, False):
             chosen = [p for p in portraits if p.layer == layer and p.strongest == strongest]
             for position, portrait in enumerate(chosen):
@@ -232,16 +239,17 @@ def quantity(quantities: pd.DataFrame) -> Figure:
     return figure
 
 
-def similarity(similarities: pd.DataFrame, classes: Sequence[str]) -> Figure:
+def similarity(similarities: pd.DataFrame, classes: Sequence[str], convolutional: bool = True) -> Figure:
     """Draw mean and standard deviation of the similarity values by layer, for each average image and method.
 
     Args:
         similarities: The tables of similarity values of all seeds, with the column seed.
         classes: Class names.
+        convolutional: Whether the layers are convolutions.
     """
     layers = similarities.sort_values("depth")["layer"].unique().tolist()
     curves = seed_curves(similarities)
-    curves["conv"] = curves["layer"].map(dict(zip(layers, short_layers(layers), strict=True)))
+    curves["conv"] = curves["layer"].map(dict(zip(layers, short_layers(layers, convolutional), strict=True)))
     kinds = list(dict.fromkeys(similarities["average"]))
     figure, grid = plt.subplots(
         4, len(kinds), figsize=(3.7 * len(kinds), 9.5), sharex=True, sharey="row", squeeze=False

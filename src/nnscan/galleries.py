@@ -31,7 +31,7 @@ from nnscan.figures import (
 from nnscan.interventions import RANKINGS, experiment_layer
 from nnscan.knowledge import score_images
 from nnscan.maps import filter_map, neuron_map
-from nnscan.models import capture, device_of, network_layers, prepare
+from nnscan.models import capture, device_of, is_convolutional, network_layers, prepare
 from nnscan.moments import Moments
 from nnscan.scanner import filter_images, learning_images
 from nnscan.scores import answers
@@ -276,7 +276,7 @@ def similar_neurons(
     x = average[None].to(device_of(model))
     names = similarities.sort_values("depth")["layer"].unique().tolist()
     _, rectified = layers_of(model, x, names)
-    labels = short_layers(names)
+    labels = short_layers(names, is_convolutional(model))
     neurons: list[SimilarNeuron] = []
     for place in sorted({0, min(1, len(names) - 1), len(names) // 2, len(names) - 1}):
         layer = names[place]

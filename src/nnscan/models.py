@@ -564,6 +564,11 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def is_convolutional(model: nn.Module) -> bool:
+    """Return whether a model has a convolution; the layers of one that has none are numbered as layers."""
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's parameters; inputs are moved there."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -296,8 +296,8 @@ def test_class_averages(classes, channels, kinds):
     assert figure.axes[0].get_ylabel() == "simple"
     images_shown = figure.axes[: len(kinds) * shown]
     assert [axes.get_xlabel() for axes in images_shown[-shown:]] == names[:shown]
-    matrices = figure.axes[len(kinds) * shown :: 2]  # each is followed by its color bar
-    assert len(matrices) == len(kinds)
+    matrices = figure.axes[len(kinds) * shown :][: len(kinds)]
+    assert figure.axes[-1].get_ylim() == (0, 1)  # the color bar's
     for axes, kind in zip(matrices, kinds, strict=True):
         assert axes.get_title() == f"{figures.AVERAGE_LABELS[kind]} averages"
         (mesh,) = axes.collections
@@ -366,6 +366,9 @@ def test_similarity(layers, seeds, classes, filters, kinds):
     deviations = figure.axes[len(kinds) * 3].lines[0].get_ydata()
     spread = part[part["class"] == 0].groupby(["seed", "depth"])["similarity"].std(ddof=0).groupby("depth").mean()
     np.testing.assert_allclose(deviations, spread)
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == [f"conv{number + 1}" for number in range(layers)]
+    linear = drawn(figures.similarity(table, [f"c{number}" for number in range(classes)], convolutional=False)).axes[-1]
+    assert [tick.get_text() for tick in linear.get_xticklabels()] == [f"layer{number + 1}" for number in range(layers)]
 
 
 @pytest.mark.parametrize(("seeds", "draws", "rankings"), [((0,), 1, ("T_m", "T_v", "T_c", "T_cor")),

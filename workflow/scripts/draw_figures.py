@@ -6,6 +6,7 @@ from nnscan.averages import read_averages, read_confidences
 from nnscan.components import read_components
 from nnscan.data import read_dataset
 from nnscan.jobs import job
+from nnscan.models import is_convolutional
 from nnscan.training import restore
 
 with job(snakemake):
@@ -20,9 +21,10 @@ with job(snakemake):
     out = snakemake.output
     save(out.class_averages, figures.class_averages(averages, dataset.classes, read_confidences(files.averages)))
     portraits = galleries.quantity_portraits(model, dataset, quantities[quantities["seed"] == params.seeds[0]])
-    save(out.learning_images, figures.learning_images(portraits))
+    save(out.learning_images, figures.learning_images(portraits, is_convolutional(model)))
     save(out.quantity, figures.quantity(quantities))
-    save(out.similarity, figures.similarity(figures.by_seed(files.similarity, params.seeds), dataset.classes))
+    similarities = figures.by_seed(files.similarity, params.seeds)
+    save(out.similarity, figures.similarity(similarities, dataset.classes, is_convolutional(model)))
     save(out.aipc, figures.aipc(figures.by_seed(files.aipc, params.seeds)))
     histories = [*files.history, *files.overfitted]
     save(out.training, figures.training(figures.by_seed(histories, [*params.seeds, *params.seeds][: len(histories)])))
