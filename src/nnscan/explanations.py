@@ -89,7 +89,7 @@ class Setting:
             W)`, for generative infilling.
         generator: A network that makes images (N, C, H, W) of codes, for activation maximisation with a prior.
         box: The smallest and the largest value of each channel (C,), as fed to the network (`data.Dataset.box`), for
-            activation maximisation.
+            activation maximisation and deep Taylor decomposition.
     """
 
     seed: int = 0

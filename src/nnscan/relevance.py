@@ -405,9 +405,9 @@ class _Propagation(TorchFunctionMode):
         result: Tensor = _Propagated.apply(value, back, *(entry.clone() if copied else entry for entry in inputs))
         return result
 
-    def _single(self, value: Callable[[], Tensor], source: Tensor, gain: Tensor, shift: Tensor | None) -> Tensor:
+    def _single(self, value: Callable[[], Tensor], source: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         """Return the value of neurons `gain * source + shift`, each of which has a single input."""
-        if not self.rule.bias_counts or shift is None:
+        if not self.rule.bias_counts:
             result: Tensor = _Passed.apply(value, source)
             return result
         layer = _Layer(lambda weight, own: weight * own + torch.zeros_like(shift), gain, shift)
@@ -472,15 +472,13 @@ class _Propagation(TorchFunctionMode):
 
     def _scaled(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         given = dict(zip(("input", "other"), args, strict=False)) | kwargs
-        first, second = given["input"], given.get("other", -1)
+        first, second = given["input"], given.get("other")
         maps = _maps_in((first, second))
         if len(maps) == 2 or (name == "div" and (maps[0] is second or given.get("rounding_mode"))):
             return None
-        constant = _constant(second if maps[0] is first else first, maps[0])
         operands = (first,) if name == "neg" else (first, second)
-        return self._single(
-            partial(getattr(torch, name), *operands), maps[0], 1 / constant if name == "div" else constant, None
-        )
+        result: Tensor = _Passed.apply(partial(getattr(torch, name), *operands), maps[0])
+        return result
 
 
 def _constant(value: Any, like: Tensor) -> Tensor:

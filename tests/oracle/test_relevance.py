@@ -332,7 +332,7 @@ class Arithmetic(nn.Module):
     def forward(self, x):
         early = functional.relu(self.first((x * torch.tensor([[[2.0]], [[-3.0]]], dtype=x.dtype)).div(4)))
         late = torch.sub(1 - early / 4, self.second(early), alpha=3)
-        late = torch.rsub(early, late) + early.neg() * (early > 0.3) - 0.5
+        late = torch.rsub(early, late, alpha=2) + early.neg() * (early > 0.3) - 0.5
         late += torch.add(early, late.relu(), alpha=0.5)
         late -= 0.25
         late /= 2
@@ -726,9 +726,7 @@ def test_what_has_no_rule_is_refused_by_name(other, name):
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_what_cannot_be_reached_is_refused():
     traced = torch.jit.trace(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).double(), torch.zeros(1, 4, 6, 6).double())
-    with pytest.raises(
-        ModelError, match="applies a ReLU that nnscan cannot reach, a convolution of another kind,"
-    ):
+    with pytest.raises(ModelError, match="applies a ReLU that nnscan cannot reach, a convolution of another kind,"):
         lrp_z_plus(Applies(traced), images(), CLASSES)
     with pytest.raises(ModelError, match="do not depend on the input"):
         lrp_z_plus(Applies(By(lambda x: x.detach())), images(), CLASSES)
