@@ -119,7 +119,7 @@ def class_averages(averages: Mapping[str, Image], classes: Sequence[str], confid
     width, matrix_rows = max(9.0, 1.05 * len(shown) + 1.2), -(-len(averages) // 2)
     heights = (1.35 * len(averages) + 0.3, 0.46 * width * matrix_rows)
     figure = plt.figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     pictures = above.subplots(len(averages), len(shown), squeeze=False)
     for row, (kind, images) in enumerate(averages.items()):
         for column in shown:

@@ -366,7 +366,8 @@ def test_similarity(layers, seeds, classes, filters, kinds):
     deviations = figure.axes[len(kinds) * 3].lines[0].get_ydata()
     spread = part[part["class"] == 0].groupby(["seed", "depth"])["similarity"].std(ddof=0).groupby("depth").mean()
     np.testing.assert_allclose(deviations, spread)
-    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == [f"conv{number + 1}" for number in range(layers)]
+    labels = [tick.get_text() for tick in figure.axes[-1].get_xticklabels()]
+    assert labels == [f"conv{number + 1}" for number in range(layers)]
     linear = drawn(figures.similarity(table, [f"c{number}" for number in range(classes)], convolutional=False)).axes[-1]
     assert [tick.get_text() for tick in linear.get_xticklabels()] == [f"layer{number + 1}" for number in range(layers)]
 
