@@ -319,6 +319,40 @@ def put_prototypes(run: Run, backbone: float, prototypes: float, distinct: list[
     put(run, "training/prototypes_distinct.csv", rows)
 
 
+def put_scores(run: Run, question: str, scores: dict[tuple[str, str, str], list[float]], why: str = "refused") -> None:
+    """Write a file of scores: by method, metric and case the value of each image; NaN for the reason `why`."""
+    rows = [
+        {"sample": sample, "method": method, "metric": metric, "case": case, "value": float(value),
+         "reason": why if value != value else ""}
+        for (method, metric, case), values in scores.items()
+        for sample, value in enumerate(values)
+    ]  # fmt: skip
+    columns = ["sample", "method", "metric", "case", "value", "reason"]
+    write_frame(run.folder / f"explainers/{question}.parquet", pd.DataFrame(rows, columns=columns), {})
+
+
+def put_pictures(run: Run, made: dict[str, list[tuple[float, float, float]]], refused: dict[str, str]) -> None:
+    """Write what networks say of images of classes: by method probability, agreement and distance of each class."""
+    rows = [
+        {"method": method, "image": number, "class": number, "score": 1.0, "probability": probability,
+         "agreement": agreement, "distance": distance, "nearest": 0, "nearest_class": 0, "reason": ""}
+        for method, images in made.items()
+        for number, (probability, agreement, distance) in enumerate(images)
+    ]  # fmt: skip
+    put(run, "explainers/images.parquet", [*rows, *({"method": one, "reason": why} for one, why in refused.items())])
+
+
+def put_retrained(run: Run, accuracies: dict[str, dict[float, float]]) -> None:
+    """Write the accuracy of networks trained without pixels, by method and share removed; NaN where it refuses."""
+    rows = [
+        {"method": method, "metric": "roar", "case": f"{share:g}", "value": value,
+         "reason": "refused" if value != value else ""}
+        for method, values in accuracies.items()
+        for share, value in values.items()
+    ]  # fmt: skip
+    put(run, "explainers/retraining.parquet", rows)
+
+
 def fill(table: str, runs: list[Run], published: Path) -> pd.DataFrame:
     return TABLES[table].function(runs, read_published(published, table))
 

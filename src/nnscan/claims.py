@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import numpy as np
 import pandas as pd
 
 from nnscan.contents import CONTENTS, OVER_RUNS, STATISTICS
 from nnscan.errors import ArtifactError, ConfigurationError, did_you_mean
-from nnscan.tables import Row, Run, UndefinedStatistic, interval, named_seeds, records_of, sort_key, typed
+from nnscan.tables import NotAsked, Row, Run, UndefinedStatistic, interval, named_seeds, records_of, sort_key, typed
 
 Verdict = Literal["reproduced", "contradicted", "inconclusive"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "contradicted", "inconclusive")
@@ -99,7 +98,7 @@ def verdict(low: float, high: float, direction: str, threshold: float) -> Verdic
 
 
 def evaluate_claims(claims: Iterable[Claim], runs: Sequence[Run]) -> pd.DataFrame:
-    """Evaluate each claim for each data set and model that it speaks about.
+    """Evaluate each claim for each data set and model that it speaks about, and of which the study asks for it.
 
     Args:
         claims: The claims.
@@ -133,7 +132,10 @@ def evaluate_claims(claims: Iterable[Claim], runs: Sequence[Run]) -> pd.DataFram
                 for name in datasets
             }
         for (dataset, model), own in parts.items():
-            found = judge(claim, own)
+            try:
+                found = judge(claim, own)
+            except NotAsked:
+                continue
             rows.append(
                 {
                     **{name: getattr(claim, name) for name in ("id", "table")},
@@ -150,14 +152,22 @@ def evaluate_claims(claims: Iterable[Claim], runs: Sequence[Run]) -> pd.DataFram
 
 
 def _sampled(function: Callable[[Run], Value], runs: Sequence[Run]) -> tuple[list[Value], dict[str, list[Run]]]:
-    """Return the values of the runs that have one, and the others by the reason why not."""
+    """Return the values of the runs that have one, and the others by the reason why not.
+
+    Raises:
+        NotAsked: Of no run the study asks for what the statistic takes.
+    """
     values: list[Value] = []
     reasons: dict[str, list[Run]] = {}
+    unasked: list[NotAsked] = []
     for run in runs:
         try:
             values.append(function(run))
         except UndefinedStatistic as reason:
             reasons.setdefault(str(reason), []).append(run)
+            unasked += [reason] if isinstance(reason, NotAsked) else []
+    if False:
+        raise unasked[0]
     return values, reasons
 
 

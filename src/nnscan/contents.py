@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nnscan import slides, systems, thesis
+from nnscan import slides, survey, systems, thesis
 
-TABLES = {**slides.TABLES, **thesis.TABLES, **systems.TABLES}
-STATISTICS = {**slides.STATISTICS, **thesis.STATISTICS, **systems.STATISTICS}
+TABLES = {**slides.TABLES, **thesis.TABLES, **systems.TABLES, **survey.TABLES}
+STATISTICS = {**slides.STATISTICS, **thesis.STATISTICS, **systems.STATISTICS, **survey.STATISTICS}
 OVER_RUNS = systems.OVER_RUNS
 """Statistics of all runs of a data set together, with an interval of their own."""
 
@@ -78,4 +78,11 @@ CONTENTS = {
     "dimension_layers": Item("intrinsic dimension by layer", "dimension_layers"),
     "dimension_error": Item("intrinsic dimension of the last hidden layer and test error", "dimension_error"),
     "prototypes_accuracy": Item("accuracy of ProtoPNet and of its backbone", "prototypes_accuracy"),
+    "survey_1": Item("gradient methods compared", "survey_1"),
+    "survey_2": Item("class activation maps compared", "survey_2"),
+    "survey_3": Item("all methods of explanation compared", "survey_3"),
+    "survey_fig_23": Item("activation maximisation on MNIST", "synthesis", measured=False),
+    "survey_fig_32": Item("methods of explanation on the same images", "contact_sheet", measured=False),
+    "explainers_scores": Item("all scores of all methods of explanation", "explainers_scores"),
+    "explainers_retraining": Item("accuracy after training without important pixels", "explainers_retraining"),
 }

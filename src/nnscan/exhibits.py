@@ -1,21 +1,28 @@
-"""Pictures of the systems beside the theses that need the network: units, their reasons, and prototypes."""
+"""Pictures of the systems beside the theses: units, their reasons, prototypes, and what methods of explanation show."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from nnscan.atlas import Atlas
 from nnscan.broden import Broden
 from nnscan.data import Dataset, stratified_sample
 from nnscan.dissection import Feed, Probe, Upsampling, View, dissected_modules
 from nnscan.dissection import explain as explain_units
 from nnscan.drawings import Likenesses, UnitReasons
+from nnscan.explanations import Method
 from nnscan.figures import UnitGallery
 from nnscan.prototypes import ProtoPNet
 from nnscan.prototypes import explain as explain_likeness
 from nnscan.scores import answers
+from nnscan.sheets import Painted, Shown
+from nnscan.survey import VALIDATION
 
 
 def unit_exhibits(
@@ -121,3 +128,70 @@ def likenesses(network: ProtoPNet, dataset: Dataset, right: bool) -> Likenesses 
         explanation,
         [dataset.display(image) for image in images],
     )
+
+
+def explained_images(
+    dataset: Dataset, atlas: Atlas, methods: Mapping[str, Method], count: int = 6
+) -> tuple[list[NDArray[np.floating]], list[str], list[Shown]]:
+    """Return test images, their classes, and what every method of an atlas shows of them.
+
+    The classes are those that the network gives them; where it errs, the true one stands in a second line.
+
+    Args:
+        dataset: The data set.
+        atlas: The maps.
+        methods: The register.
+        count: Images at most, of different classes as far as possible.
+    """
+    labels = dataset.splits["test"].labels[atlas.samples]
+    own = atlas.part(np.sort(stratified_sample(labels, min(count, len(labels)), seed=0)))
+    images = [dataset.display(image) for image in dataset.inputs("test", own.samples)]
+    rows = [
+        Shown(method.title, method.family, own.maps.get(name), own.refusals.get(name, ""))
+        for name, method in methods.items()
+        if name in own.maps or name in own.refusals
+    ]
+    true = dataset.splits["test"].labels[own.samples].tolist()
+    titles = [
+        dataset.classes[given] + ("" if given == is_ else f"\n(is {dataset.classes[is_]})")
+        for given, is_ in zip(own.classes.tolist(), true, strict=True)
+    ]
+    return images, titles, rows
+
+
+def painted_images(
+    dataset: Dataset,
+    images: Mapping[str, NDArray[np.floating]],
+    refusals: Mapping[str, str],
+    judged: pd.DataFrame,
+    methods: Mapping[str, Method],
+) -> list[Painted]:
+    """Return what networks say of the images that methods made of classes, and of validation images beside them.
+
+    Where no method was asked for there is nothing.
+
+    Args:
+        dataset: The data set.
+        images: Of `atlas.read_images`.
+        refusals: Likewise.
+        judged: Of `atlas.judged_images`.
+        methods: The register.
+    """
+    if not images and not refusals:
+        return []
+    labels = dataset.splits["validation"].labels
+    present = [int(np.flatnonzero(labels == number)[0]) for number in np.unique(labels)]
+    real = dict(zip(labels[present].tolist(), dataset.inputs("validation", np.array(present)), strict=True))
+    every: dict[str, Mapping[int, NDArray[np.floating]]] = {VALIDATION: real}
+    every |= {name: dict(enumerate(images[name])) for name in methods if name in images}
+    rows = []
+    for name, pictures in every.items():
+        own = judged[judged["method"] == name]
+        captions = {
+            int(row["class"]): f"p = {row['probability']:.2f}"
+            + ("" if np.isnan(row["agreement"]) else f"\njudges {row['agreement']:.0%}")
+            for row in own.to_dict("records")
+        }
+        title = "validation image" if name == VALIDATION else methods[name].title
+        rows.append(Painted(title, {number: dataset.display(one) for number, one in pictures.items()}, captions))
+    return rows + [Painted(methods[name].title, None, {}, why) for name, why in refusals.items()]

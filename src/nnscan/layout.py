@@ -277,8 +277,42 @@ FIGURES = {
         "The same for a test image that the ProtoPNet takes for another class. First seed.",
         "prototypes",
     ),
+    "contact_sheet": Figure(
+        "draw_explainers",
+        "All methods of explanation on the same images",
+        "Rows are methods, columns are test images; above each image the class that the network gives it, which is the "
+        "one explained, and the true one where it errs. Each map is stretched to its own range: from dark, the "
+        "smallest value, to bright; maps with a sign are red where they speak for the class, blue where against it. A "
+        "method that does not fit the network says why. First seed.",
+        "explainers",
+    ),
+    "synthesis": Figure(
+        "draw_explainers",
+        "Images that the network takes for each class",
+        "Activation maximisation without (AM) and with a generator of images (DGN-AM), beside an image of the "
+        "validation split. Below each: the probability that the network gives the class, and how many of the networks "
+        "of other seeds agree. First seed.",
+        "explainers",
+    ),
+    "explainer_ranks": Figure(
+        "draw_explainers",
+        "Ranks of the methods of explanation, and where scores disagree",
+        "Left: the rank of each method by each score, 1 the best; the columns at the right are the mean places by "
+        "question, 0 the first and 1 the last. Methods of the best mean place stand above. Right: Kendall's tau of the "
+        "ranks by two scores: red where they rank alike, blue where the other way round. Means over the seeds.",
+        "explainers",
+    ),
+    "retraining_curves": Figure(
+        "draw_retraining",
+        "Accuracy after training without the pixels that methods point at",
+        "Test accuracy of networks that were trained anew without the most important pixels of all images (ROAR). A "
+        "method that finds what matters falls below random pixels. Means over the seeds, bands: standard deviation.",
+        "retraining",
+    ),
 }
 """The figures of a data set and model, by file name, in the order of the report."""
+
+_LINKED = ("draw_explainers", "draw_retraining")  # from the page that ranks methods of explanation
 
 _OF_THESES: tuple[str, ...] = (
     "slides_3-3", "slides_3-4", "slides_4-2", "slides_4-3", "slides_4-4", "slides_4-5", "slides_5-1", "slides_5-2",
@@ -293,6 +327,8 @@ TABLES: dict[str, Stage] = {
     "dimension_layers": "dimension",
     "dimension_error": "dimension",
     "prototypes_accuracy": "prototypes",
+    **dict.fromkeys(("survey_1", "survey_2", "survey_3", "explainers_scores"), "explainers"),
+    "explainers_retraining": "retraining",
 }
 """The published tables that are rendered, and the stage of a study that asks for each."""
 
@@ -594,11 +630,26 @@ class Layout:
 
     def pages(self) -> dict[str, str]:
         """Return the study's interactive pages, by the figure that each belongs to."""
+        places = {"similarity": self.page, "explainer_ranks": self.ranking}
         return {
-            f"{self.root}/figures/{dataset}/{model}/similarity.png": self.page.format(dataset=dataset, model=model)
+            f"{self.root}/figures/{dataset}/{model}/{figure}.png": place.format(dataset=dataset, model=model)
             for dataset, model in self.networks()
-            if "similarity" in self.figure_names(model)
+            for figure, place in places.items()
+            if figure in self.figure_names(model)
         }
+
+    @property
+    def ranking(self) -> str:
+        """The page on which the methods of explanation are ranked."""
+        return f"{self.root}/explainers.html"
+
+    def ranking_links(self) -> list[tuple[str, str, list[tuple[str, str]]]]:
+        """Return the texts and addresses of the figures that the ranking page links to, by data set and model."""
+        return [
+            (dataset, model, [(FIGURES[name].title, f"figures/{dataset}/{model}/{name}.png") for name in names])
+            for dataset, model in self.networks()
+            if (names := [name for name in self.figure_names(model) if FIGURES[name].rule in _LINKED])
+        ]
 
     @property
     def page(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,10 @@ def read_csv(path: str | Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Cell:
-    """Published values, ours and its spread as text; `mark` points to a footnote."""
+    """Published values, ours and its spread as text; `mark` points to a footnote.
+
+    Without published values ours stands alone: no source prints any, or it prints the same words.
+    """
 
     published: tuple[str, ...]
     ours: str
@@ -89,10 +93,10 @@ class Cell:
     @property
     def measured(self) -> str:
         """Ours with its spread."""
-        return f"{self.ours} ± {self.spread}" if self.spread else self.ours
+        return f"{self.ours} {self.spread}" if self.spread else self.ours
 
     def __str__(self) -> str:
-        return f"{', '.join(self.published)} / {self.measured}"
+        return f"{', '.join(self.published)} / {self.measured}" if self.published else self.measured
 
 
 @dataclass(frozen=True)
@@ -191,16 +195,37 @@ def _cell(row: Row | None, columns: Sequence[str], absent: str, notes: dict[str,
     """Return a cell, one without a row for the reason `absent`; its note is added to `notes` (text to mark)."""
     if row is None:
         return Cell((_DASH,), _DASH, mark=notes.setdefault(absent, str(len(notes) + 1)))
+    mark = notes.setdefault(row["note"], str(len(notes) + 1)) if row["note"] else ""
+    if row.get("statement") or row.get("survey"):
+        return _words(row, mark)
     published = [row[name] for name in _published_columns(columns, row["dataset"])]
     shown = [_DASH] if all(math.isnan(value) for value in published) else [number(value) for value in published]
     decimals = QUANTITIES[row["quantity"]][1]
-    spread = "" if math.isnan(row["spread"]) else number(row["spread"], decimals)
-    mark = notes.setdefault(row["note"], str(len(notes) + 1)) if row["note"] else ""
-    return Cell(tuple(shown), number(row["ours"], decimals), spread, mark)
+    spread = "" if math.isnan(row["spread"]) else f"± {number(row['spread'], decimals)}"
+    if "ci_low" in row:
+        low, high = (number(row[name], decimals) for name in ("ci_low", "ci_high"))
+        spread = "" if math.isnan(row["ci_low"]) else f"[{low}, {high}]"
+    return Cell(tuple(shown if published else ()), number(row["ours"], decimals), spread, mark)
+
+
+def _words(row: Row, mark: str) -> Cell:
+    """Return the cell of a statement: the survey's words before the slash where ours are others."""
+    if not row["statement"]:
+        return Cell((), row["survey"], mark=mark)
+    alike = row["survey"] == row["statement"]
+    return Cell(() if alike else (row["survey"] or _DASH,), row["statement"], mark=mark)
 
 
 def _legend(rows: Sequence[Row], columns: Sequence[str], units: set[str]) -> str:
     unit = ", ".join(sorted(units - {"1"}))
+    if not _published_columns(columns, ""):
+        sentences = ["Each cell: mean over the seeds [95 % t interval]" + (f", in {unit}." if unit else ".")]
+        if "statement" in columns:
+            sentences.append(
+                "Words: where the source's are others than ours, they stand before the slash; “–” there: it"
+            )
+            sentences.append("has none.")
+        return " ".join(sentences)
     sentences = ["Each cell: published / ours ± standard deviation over the seeds" + (f", in {unit}." if unit else ".")]
     every = _published_columns(columns, "")
     others = sorted(
@@ -274,6 +299,10 @@ _LATEX = {
     "−": r"$-$",
     "·": r"$\cdot$",
     "∞": r"$\infty$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "ε": r"$\varepsilon$",
+    "⁺": r"$^+$",
     "–": "--",
     "“": "``",
     "”": "''",
@@ -286,38 +315,90 @@ def latex_text(text: str) -> str:
 
 
 def to_latex(view: Readable, table: Table) -> str:
-    r"""Return the table as a LaTeX longtable; the document needs `\usepackage{booktabs,longtable}`."""
-    heads = columns_of(view.frame)[2:]
-    caption = f"{table.title} ({table.source}). {view.legend}"
+    r"""Return the table as LaTeX longtables; the document needs `\usepackage{booktabs,longtable}`.
+
+    Columns that do not fit a page stand in a table of their own below, with the names of the rows again.
+    """
     lines = [
         r"% needs \usepackage{booktabs,longtable}",
         r"\begingroup",
         r"\footnotesize",
         r"\setlength{\LTcapwidth}{\textwidth}",
         r"\setlength{\tabcolsep}{4pt}",
-        rf"\begin{{longtable}}{{{'l' * (view.labels - 2)}{'r' * (len(heads) + 2 - view.labels)}}}",
-        rf"\caption{{{latex_text(caption)}}}\label{{tab:{table.id}}} \\",
     ]
-    if len(view.frame):
-        lines += [r"\toprule", " & ".join(latex_text(name) for name in heads) + r" \\", r"\midrule", r"\endfirsthead"]
-        lines += [r"\toprule", " & ".join(latex_text(name) for name in heads) + r" \\", r"\midrule", r"\endhead"]
-        lines += [r"\bottomrule", r"\endfoot"]
-    for (data, model), group in view.frame.groupby(["data", "model"], sort=False):
-        lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\textbf{{{latex_text(f'{data}, {model}')}}}}} \\*")
-        for row in group.to_numpy().tolist():
-            names = [latex_text(text) for text in row[2 : view.labels]]
-            lines.append(" & ".join([*names, *(_latex_cell(cell) for cell in row[view.labels :])]) + r" \\")
-        lines.append(r"\addlinespace")
-    lines.append(r"\end{longtable}")
+    parts = _parts(view)
+    for place, columns in enumerate(parts, start=1):
+        caption = rf"\caption{{{latex_text(f'{table.title}, part {place} of {len(parts)}')}}} \\"
+        if place == 1:
+            whole = latex_text(f"{table.title} ({table.source}). {view.legend}")
+            caption = rf"\caption{{{whole}}}\label{{tab:{table.id}}} \\"
+        lines += _longtable(view, columns, caption)
     notes = [rf"\textsuperscript{{{place}}} {latex_text(note)}" for place, note in enumerate(view.notes, start=1)]
     lines += [rf"\noindent {note}\par" for note in [*notes, *(latex_text(remark) for remark in view.remarks)]]
     return "\n".join([*lines, r"\endgroup", ""])
 
 
+_FEW = 8  # columns that fit a page whatever they hold
+_WIDTH = 110  # characters that fit a line
+_HEADING, _CELL = 14, 26  # characters of a line of a heading, and of a cell, in tables of more columns
+
+
+def _parts(view: Readable) -> list[list[int]]:
+    """Return which columns stand side by side."""
+    names = columns_of(view.frame)
+    places = list(range(view.labels, len(names)))
+    if len(places) <= _FEW:
+        return [places]
+
+    def width(place: int) -> int:
+        cells = [textwrap.wrap(str(cell), _CELL) for cell in view.frame.iloc[:, place]]
+        return 2 + max(len(line) for lines in (textwrap.wrap(names[place], _HEADING), *cells) for line in lines)
+
+    beside = sum(2 + view.frame.iloc[:, place].str.len().max() for place in range(2, view.labels))
+    parts: list[list[int]] = [[]]
+    for place in places:
+        if parts[-1] and beside + sum(map(width, [*parts[-1], place])) > _WIDTH:
+            parts.append([])
+        parts[-1].append(place)
+    return parts
+
+
+def _longtable(view: Readable, columns: Sequence[int], caption: str) -> list[str]:
+    """Return the lines of a longtable of some columns."""
+    names = columns_of(view.frame)
+    whole = len(names) - view.labels <= _FEW
+    places = [*range(2, view.labels), *columns]
+    heads = [latex_text(names[place]) if whole else _stacked(names[place], _HEADING, "b") for place in places]
+    lines = [rf"\begin{{longtable}}{{{'l' * (view.labels - 2)}{'r' * len(columns)}}}", caption]
+    if len(view.frame):
+        lines += [r"\toprule", " & ".join(heads) + r" \\", r"\midrule", r"\endfirsthead"]
+        lines += [r"\toprule", " & ".join(heads) + r" \\", r"\midrule", r"\endhead"]
+        lines += [r"\bottomrule", r"\endfoot"]
+    for (data, model), group in view.frame.groupby(["data", "model"], sort=False):
+        lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\textbf{{{latex_text(f'{data}, {model}')}}}}} \\*")
+        for row in group.to_numpy().tolist():
+            labels = [latex_text(text) for text in row[2 : view.labels]]
+            cells = [_latex_cell(row[place]) if whole else _narrow_cell(row[place]) for place in columns]
+            lines.append(" & ".join([*labels, *cells]) + r" \\")
+        lines.append(r"\addlinespace")
+    return [*lines, r"\end{longtable}"]
+
+
+def _stacked(text: str, width: int, where: str) -> str:
+    """Return text as LaTeX, in lines above each other if it is longer than a width."""
+    lines = [latex_text(line) for line in textwrap.wrap(text, width)]
+    stack = r"\\".join(lines)
+    return stack if len(lines) < 2 else rf"\begin{{tabular}}[{where}]{{@{{}}r@{{}}}}{stack}\end{{tabular}}"
+
+
+def _narrow_cell(cell: Cell) -> str:
+    return _stacked(str(cell), _CELL, "t") + (rf"\textsuperscript{{{cell.mark}}}" if cell.mark else "")
+
+
 def _latex_cell(cell: Cell) -> str:
     """Return a cell; several published values stand above ours, so that the table fits a page."""
     mark = rf"\textsuperscript{{{cell.mark}}}" if cell.mark else ""
-    if len(cell.published) == 1:
+    if len(cell.published) < 2:
         return latex_text(str(cell)) + mark
     above, below = latex_text(f"{', '.join(cell.published)} /"), latex_text(cell.measured)
     return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{above}\\{below}{mark}\end{{tabular}}"
@@ -348,11 +429,11 @@ def to_html(view: Readable) -> str:
 
 
 def _html_cell(cell: Cell) -> str:
-    published = escape(", ".join(cell.published))
-    spread = f" <span class='spread'>± {escape(cell.spread)}</span>" if cell.spread else ""
+    published = f"<span class='published'>{escape(', '.join(cell.published))} /</span> " if cell.published else ""
+    spread = f" <span class='spread'>{escape(cell.spread)}</span>" if cell.spread else ""
     mark = f"<sup>{escape(cell.mark)}</sup>" if cell.mark else ""
     ours = f"<span class='ours'><b>{escape(cell.ours)}</b>{spread}{mark}</span>"
-    return f"<td><span class='published'>{published} /</span> {ours}</td>"
+    return f"<td>{published}{ours}</td>"
 
 
 _PAGE = """<!doctype html>

@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,16 @@ DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "camvi
 # What the survey says of methods of explanation in words, and the scores of methods.
 STATEMENTS = (
     *("basis of the map", "traits", "channel weights", "advantages", "drawbacks"),
-    *("family", "year", "detail", "depends on the class", "online", "model", "explains", "scope"),
+    *("family", "year", "detail", "depends on the class", "online", "access to the model", "explains", "scope"),
 )
-_AFTER = (
-    *("FGSM 0.031, same answer", "FGSM 0.25, same answer", "FGSM 0.031, other answer", "FGSM 0.25, other answer"),
-    *("attack to a target", "attack on the peaks", "random change"),
-)
+_AFTER = tuple(f"FGSM {size}, {answer} answer" for answer in ("same", "other") for size in ("0.031", "0.25"))
+_CHANGES = ("attack to a target", "attack on the peaks", "random change")
 _SCORES = (
     *("IoU at 0.5", "IoU at 0.2", "pointing game", "energy inside the object", "deletion", "insertion", "roughness"),
     *("residual", "random network, rank", "random network, rank of sizes", "random network, SSIM"),
     *("random last layers, rank", "random last layers, rank of sizes", "random last layers, SSIM"),
-    *("random labels, rank", "random labels, rank of sizes", "random labels, SSIM"),
-    *("noise, rank", "max-sensitivity", *(f"{change}, {what}" for what in ("rank", "peaks") for change in _AFTER)),
+    *("random labels, rank", "random labels, rank of sizes", "random labels, SSIM", "noise, rank", "max-sensitivity"),
+    *(f"{change}, {way}" for changes in (_AFTER, _CHANGES) for way in ("rank", "peaks") for change in changes),
     *("attack to a target, approach", "random change, approach"),
 )
 # Every quantity of the tables: its unit and the decimals that people see of ours.
@@ -105,7 +104,7 @@ QUANTITIES = {
     "prototypes": ("prototypes", 0),
     "distinct prototypes": ("%", 1),
     **dict.fromkeys(STATEMENTS, ("1", 0)),
-    **{name: ("1", 3) for name in _SCORES},
+    **dict.fromkeys(_SCORES, ("1", 3)),
     "time per image": ("s", 3),
     "memory per image": ("MB", 1),
     "probability of the class": ("1", 3),
@@ -136,6 +135,10 @@ Reducer = Callable[[pd.DataFrame], list[Row]]
 
 class UndefinedStatistic(NnscanError):
     """A claim's statistic has no value in a run; the text says why."""
+
+
+class NotAsked(UndefinedStatistic):
+    """A study does not ask, of a run, for what a claim speaks about."""
 
 
 @dataclass(frozen=True, order=True)
@@ -222,6 +225,8 @@ def collect(runs: Iterable[Run], relative_path: str) -> pd.DataFrame:
 def read_published(folder: str | Path, table: str) -> pd.DataFrame:
     """Read the published values of a table: table, model, data, row keys, quantity, value, unit, source.
 
+    Of a table of words: table, method, quantity, statement, printed (as in the source), source.
+
     Raises:
         ArtifactError: There is no such file.
     """
@@ -231,8 +236,7 @@ def read_published(folder: str | Path, table: str) -> pd.DataFrame:
             f"{path} does not exist{did_you_mean(table, sorted(p.stem for p in path.parent.glob('*.csv')))}"
         )
     frame = pd.read_csv(path, dtype=str)
-    frame["value"] = frame["value"].astype(float)
-    return frame
+    return frame.assign(value=frame["value"].astype(float)) if "value" in frame else frame
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -267,6 +271,11 @@ def rank_correlation(first: pd.Series, second: pd.Series) -> float:
     return float(spearmanr(first, second).statistic)
 
 
+@cache
+def _quantile(level: float, count: int) -> float:
+    return float(t.ppf((1 + level) / 2, count - 1))
+
+
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """Return the mean of the values and the bounds of its t interval.
 
@@ -284,7 +293,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
         return mean, math.nan, math.nan
     if len(set(values)) == 1:  # the mean of equal values can differ from them by rounding
         return values[0], values[0], values[0]
-    half = float(t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = _quantile(level, len(values)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 

@@ -8,9 +8,19 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from networks import CLASSES, images, plain, pooled
+from nnscan.atlas import Atlas
 from nnscan.cam import cam, grad_cam
 from nnscan.controls import METHODS
-from nnscan.evaluation import energy, localisation, localisation_scores, overlap, pointing, scaled
+from nnscan.evaluation import (
+    energy,
+    localisation,
+    localisation_scores,
+    noise_scores,
+    overlap,
+    pointing,
+    roughness,
+    scaled,
+)
 from nnscan.explanations import Method, Scanned, simply
 from nnscan.metrics import COLUMNS, Inputs
 from nnscan.quantity import feature_quantity
@@ -152,3 +162,47 @@ def test_localisation_agrees_with_quantus():
     options = {"abs": False, "normalise": False, "disable_warnings": True}
     assert pointing(maps, foreground).tolist() == [float(hit) for hit in quantus.PointingGame(**options)(**given)]
     np.testing.assert_allclose(energy(maps, foreground), quantus.RelevanceMassAccuracy(**options)(**given), rtol=1e-5)
+
+
+def test_roughness_by_hand():
+    stripes = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])  # two of four pairs differ by 1; squares about the mean: 1
+    assert roughness(stripes).item() == 3 * 2 / (2 * 4 * 1)
+    maps = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(roughness(3 - 2 * maps), roughness(maps))
+    assert torch.isnan(roughness(torch.full((1, 4, 4), 0.1))).all()
+
+
+def test_roughness_against_a_slow_twin():
+    maps = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for found, one in zip(roughness(maps).tolist(), maps.tolist(), strict=True):
+        pixels = [(row, column) for row in range(4) for column in range(6)]
+        mean = sum(one[r][c] for r, c in pixels) / len(pixels)
+        weighted = weights = 0
+        for r, c in pixels:
+            for s, d in pixels:
+                if abs(r - s) + abs(c - d) == 1:
+                    weighted, weights = weighted + (one[r][c] - one[s][d]) ** 2, weights + 1
+        squares = sum((one[r][c] - mean) ** 2 for r, c in pixels)
+        assert found == pytest.approx((len(pixels) - 1) * weighted / (2 * weights * squares), rel=1e-12)
+
+
+def test_pixels_in_random_order_have_a_roughness_of_one_and_a_slope_has_nearly_none():
+    noise = torch.rand(40, 28, 28, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert roughness(noise).mean().item() == pytest.approx(1, abs=0.02)
+    assert roughness(torch.arange(28.0).repeat(1, 28, 1)).item() < 0.01
+
+
+def test_noise_scores_have_a_row_for_each_image_and_a_reason_where_there_is_none():
+    maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(3))
+    atlas = Atlas(
+        np.array([3, 7]),
+        np.array([0, 1]),
+        {"a": maps.numpy(), "b": np.zeros((2, 4, 4))},
+        refusals={"c": "does not fit"},
+    )
+    frame = noise_scores(atlas)
+    assert tuple(frame.columns) == COLUMNS
+    assert frame["method"].tolist() == ["a", "a", "b", "b", "c", "c"]
+    assert frame["value"].tolist()[:2] == roughness(maps).tolist()
+    assert frame["reason"].tolist() == ["", "", *2 * ["the map is constant"], *2 * ["does not fit"]]
+    assert noise_scores(Atlas(np.array([1]), np.array([0]))).empty

@@ -19,6 +19,9 @@ THESIS = ["4-1", "4-2", "5-1", "5-1_layers"]
 THESIS_FIGURES = ["3-7", "4-1", "4-2", "4-14", "4-18", "5-1", "5-2"]
 UNPRINTED = {"thesis_2.3"}  # a comparison in words, without a number
 SYSTEMS = {"dissection_detectors", "dissection_rotation", "dimension_layers", "dimension_error", "prototypes_accuracy"}
+# of the survey the tables of methods, and figures that show methods side by side; others are from other papers
+SURVEY = {"survey_1", "survey_2", "survey_3", "survey_fig_23", "survey_fig_32"}
+MEASURED = {"explainers_scores", "explainers_retraining"}  # here; no source prints such numbers
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def rules(repository) -> set[str]:
 def test_nothing_of_the_sources_is_left_out():
     expected = {f"slides_{number}" for number in SLIDES} | {f"slides_fig_{number}" for number in SLIDES_FIGURES}
     expected |= {f"thesis_{number}" for number in THESIS} | {f"thesis_fig_{number}" for number in THESIS_FIGURES}
-    assert set(CONTENTS) == expected | UNPRINTED | SYSTEMS
+    assert set(CONTENTS) == expected | UNPRINTED | SYSTEMS | SURVEY | MEASURED
 
 
 @pytest.mark.parametrize("entry", CONTENTS)
@@ -49,8 +52,8 @@ def test_every_table_stands_beside_its_printed_numbers(table, repository):
     assert table in TABLES
     assert table in layout.TABLES
     published = pd.read_csv(repository / "workflow" / "published" / f"{table}.csv")
-    assert len(published)
-    assert published["value"].notna().all()
+    assert bool(len(published)) == (table not in MEASURED)
+    assert published["statement" if table in SURVEY else "value"].notna().all()
     assert published["source"].notna().all()
 
 

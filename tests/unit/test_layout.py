@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnscan import contents, systems
+from nnscan import contents, survey, systems
 from nnscan.configuration import Stage, parse_study
 from nnscan.layout import (
     CUTTABLE,
@@ -18,6 +18,7 @@ from nnscan.layout import (
     FIGURES,
     MEASURED,
     PROTOTYPED,
+    QUESTIONS,
     TABLES,
     Layout,
     RunKey,
@@ -188,7 +189,7 @@ def test_parameters_of_a_model_change_with_the_users_files(tmp_path):
     assert layout().model_parameters("small")["digest"] == ""
 
 
-STAGES: tuple[Stage, ...] = ("theses", "dissection", "dimension", "prototypes")
+STAGES: tuple[Stage, ...] = ("theses", "dissection", "dimension", "prototypes", "explainers", "retraining")
 SYSTEMS = list(STAGES[1:])
 
 
@@ -215,7 +216,7 @@ def test_a_stage_asks_for_its_own_tables_and_figures(stage):
     assert len(found.tables()) == 4 * len(found.table_names()) > 0
     assert len(found.figures()) == 2 * 3 * len(figures) > 0
     assert [path for _, _, path in found.captioned_figures(found.networks())] == found.figures()
-    assert bool(found.pages()) == (stage == "theses")
+    assert bool(found.pages()) == (stage in ("theses", "explainers"))
 
 
 def test_stages_together_ask_for_what_each_asks_for():
@@ -240,6 +241,10 @@ def measured(*checkpoints):
 RESULTS = {"training/history.csv", "training/results.csv"}
 SHUFFLED = {"training/shuffled_history.csv", "training/shuffled_results.csv"}
 LIKENESS = {f"training/prototypes{name}.csv" for name in ("", "_distinct", "_history", "_results")}
+EXPLAINED = {
+    *(f"explainers/{name}" for name in ("atlas.h5", "images.h5", "images.parquet")),
+    *(f"explainers/{question}.parquet" for question in QUESTIONS),
+}
 
 
 @pytest.mark.parametrize(
@@ -252,6 +257,8 @@ LIKENESS = {f"training/prototypes{name}.csv" for name in ("", "_distinct", "_his
         ("kept", "dimension", measured("untrained", "well_trained")),  # labels are shuffled as long as it overfits
         ("mine", "dimension", measured("well_trained")),
         *((model, "prototypes", LIKENESS) for model in ("small", "kept", "mine")),
+        *((model, "explainers", EXPLAINED) for model in ("small", "kept", "mine")),
+        ("small", "retraining", {"explainers/retraining.parquet"}),
     ],
 )
 def test_the_files_of_a_run_of_the_systems(model, stage, expected):
@@ -269,6 +276,32 @@ def test_tables_of_the_systems_read_files_that_a_run_has():
     assert {*DISSECTED, *MEASURED} <= {"untrained", "well_trained", "shuffled", *kept_epochs(Protocol(), "regular")}
 
 
+def test_explanations_are_given_what_their_methods_need():
+    models = [
+        {**MODELS[0], "methods": ["grad_cam", "dgn_am"]},
+        {**MODELS[2], "methods": ["generative_infilling"]},
+        MODELS[1],
+    ]
+    found = layout(models=models, stages=["explainers"])
+
+    def given(model, question="sanity"):
+        own = SimpleNamespace(dataset="two", model=model, seed="1", question=question)
+        parts = (found.infillers, found.generators, found.shuffled_of, found.judges)
+        return [[path.removeprefix("results/s/two/") for path in part(own)] for part in parts]
+
+    run = "small/seed1/training"
+    assert given("small") == [[], [f"{run}/generator.safetensors"], [f"{run}/shuffled.safetensors"],
+                              ["small/seed3/training/well_trained.safetensors"]]  # fmt: skip
+    assert given("small", "cost")[2] == []
+    infiller = ["infiller/infiller.safetensors"]
+    others = [f"mine/seed{seed}/training/well_trained.safetensors" for seed in found.seeds("mine") if seed != 1]
+    assert given("mine") == [infiller, [], [], others]  # it comes with its weights: nothing is trained on it
+    all_of_them = given("kept")
+    assert all_of_them[:3] == [infiller, ["kept/seed1/training/generator.safetensors"], []]  # it never overfits
+    alone = layout(models=[{**MODELS[0], "seeds": [1]}], stages=["explainers"])
+    assert alone.judges(SimpleNamespace(dataset="two", model="small", seed="1")) == []
+
+
 def test_a_model_may_have_stages_of_its_own():
     models = [{**MODELS[0], "stages": ["dimension"]}, MODELS[1]]
     found = layout(models=models, stages=["dimension", "dissection"])
@@ -280,6 +313,26 @@ def test_a_model_may_have_stages_of_its_own():
     drawn = {name for name, figure in FIGURES.items() if figure.stage == "dissection"}
     assert set(found.shown()) - set(found.table_names()) == {*found.figure_names("small"), *drawn}
     assert not drawn & set(found.figure_names("small"))
+
+
+def test_tables_of_explanations_read_files_that_a_run_has():
+    found = layout(stages=["explainers", "retraining"])
+    names = found.run_names(RunKey("two", "small", 1))
+    assert {path for table in survey.TABLES.values() for path in table.inputs} <= set(names)
+    assert survey.RETRAINING not in layout(stages=["explainers"]).run_names(RunKey("two", "small", 1))
+
+
+def test_explanations_are_ranked_on_one_page_that_links_to_their_figures():
+    models = [{**MODELS[0], "stages": ["retraining"]}, MODELS[1]]
+    found = layout(models=models, stages=["explainers", "retraining"])
+    assert set(found.pages().values()) == {"results/s/explainers.html"}
+    assert set(found.pages()) == {f"results/s/figures/{data}/kept/explainer_ranks.png" for data in ("one", "two")}
+    links = {(dataset, model): [link for _, link in own] for dataset, model, own in found.ranking_links()}
+    assert links["two", "small"] == ["figures/two/small/retraining_curves.png"]
+    assert "figures/two/kept/contact_sheet.png" in links["two", "kept"]
+    figures = {f"{found.root}/{link}" for own in links.values() for link in own}
+    assert figures == set(found.figures())
+    assert layout().ranking_links() == []
 
 
 def test_networks_without_a_convolutional_part_have_no_prototypes():

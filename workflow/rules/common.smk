@@ -38,6 +38,11 @@ except NnscanError as error:
 layout = Layout(study)
 if workflow.is_main_process:
     try:
+        if named := study.named_methods():
+            # methods are known where their libraries are: only here these are worth the seconds
+            from nnscan.explainers import check_names
+
+            check_names(named)
         refuse_links(layout.root)
         check_folder(
             layout.root, [model.weights for model in study.models if model.weights]

@@ -179,3 +179,86 @@ rule retrain_without_pixels:
         "Retraining {wildcards.model} on {wildcards.dataset} without the pixels that explanations point at, seed {wildcards.seed}"
     script:
         "../scripts/retrain_without_pixels.py"
+
+
+rule draw_explainers:
+    input:
+        data=layout.dataset("data.h5"),
+        atlas=layout.first_seed("explainers/atlas.h5"),
+        images=layout.first_seed("explainers/images.h5"),
+        judged=layout.first_seed("explainers/images.parquet"),
+        scores=lambda wildcards: [
+            file
+            for question in QUESTIONS
+            for file in layout.over_seeds(f"explainers/{question}.parquet")(wildcards)
+        ],
+    output:
+        **drawn("draw_explainers"),
+    log:
+        layout.log("draw_explainers", "dataset", "model"),
+    benchmark:
+        layout.benchmark("draw_explainers", "dataset", "model")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        code=source_digest("exhibits", "sheets", "rankings", "atlas", "explainers"),
+    message:
+        "Drawing what methods of explanation show of {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../scripts/draw_explainers.py"
+
+
+rule draw_retraining:
+    input:
+        scores=layout.over_seeds("explainers/retraining.parquet"),
+    output:
+        **drawn("draw_retraining"),
+    log:
+        layout.log("draw_retraining", "dataset", "model"),
+    benchmark:
+        layout.benchmark("draw_retraining", "dataset", "model")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        seeds=lambda wildcards: layout.seeds(wildcards.model),
+        code=source_digest("sheets", "explainers"),
+    message:
+        "Drawing the accuracy of {wildcards.model} on {wildcards.dataset} after retraining without pixels"
+    script:
+        "../scripts/draw_retraining.py"
+
+
+rule draw_ranking:
+    input:
+        scores=f"{layout.root}/tables/explainers_scores.csv",
+        template=local(f"{workflow.basedir}/src/nnscan/templates/explainers.html.j2"),
+    output:
+        page=report(
+            layout.ranking,
+            caption="../report/ranking.rst",
+            category="Figures",
+            labels={"figure": "Ranking of the methods of explanation"},
+        ),
+    log:
+        layout.log("draw_ranking"),
+    benchmark:
+        layout.benchmark("draw_ranking")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        study=study.study,
+        links=layout.ranking_links(),
+        code=source_digest("pages", "rankings", "evaluation", "survey", "rendering"),
+    message:
+        "Ranking the methods of explanation"
+    script:
+        "../scripts/draw_ranking.py"

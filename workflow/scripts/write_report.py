@@ -14,7 +14,8 @@ with job(snakemake):
     datasets, models, seeds = (list(dict.fromkeys(column)) for column in list(zip(*params.runs, strict=True))[:3])
     artefacts = [root / dataset / "data.h5" for dataset in datasets]
     for dataset, model, seed, names in params.runs:
-        artefacts += [root / dataset / model / f"seed{seed}" / name for name in names if name.startswith("metrics/")]
+        measured = [name for name in names if name.startswith(("metrics/", "explainers/"))]
+        artefacts += [root / dataset / model / f"seed{seed}" / name for name in measured]
     origins = {str(path.relative_to(root)): read_provenance(path) for path in artefacts}
     shown = ("data", "scan", "components", "checkpoint", "code", "created")
     provenance = [{"artefact": name, **{key: origin.get(key, "") for key in shown}} for name, origin in origins.items()]
@@ -32,4 +33,5 @@ with job(snakemake):
     tables = [(TABLES[name], read_csv(path)) for name, path in zip(params.tables, snakemake.input.tables, strict=True)]
     claims = read_csv(snakemake.input.claims)
     page = snakemake.output.report
-    write_report(page, study, tables, claims, params.figures, provenance, params.pages, params.missing)
+    pages = {figure: own for figure, own in params.pages.items() if Path(own).is_file()}  # not all of a partial study
+    write_report(page, study, tables, claims, params.figures, provenance, pages, params.missing)
