@@ -56,6 +56,11 @@ def _estimate(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     study = read_study(arguments.configfile)
+    named = study.named_methods()
+    if named:
+        from nnscan.explainers import check_names
+
+        check_names(named)
     code = [
         model.source for model in study.models if ":" in model.source and not model.source.startswith("torchvision:")
     ]

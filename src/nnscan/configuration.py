@@ -500,6 +500,16 @@ class Study(_Closed):
         """Return the methods of explanation of a model; None for all."""
         return self.model(name).methods or self.explainers.methods
 
+    def named_methods(self) -> dict[str, list[str]]:
+        """Return the methods of explanation that the study names, by the key that does; no defaults."""
+        named = {}
+        if "explainers" in self.stages:
+            named["explainers.methods"] = self.explainers.methods or []
+            named |= {f"models ({model.name}).methods": model.methods or [] for model in self.models}
+        if "retraining" in self.stages and "retrained" in self.explainers.model_fields_set:
+            named["explainers.retrained"] = self.explainers.retrained
+        return {key: names for key, names in named.items() if names}
+
     def model(self, name: str) -> ModelConfig:
         """Return the model of a name."""
         return next(model for model in self.models if model.name == name)

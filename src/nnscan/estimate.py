@@ -34,7 +34,7 @@ from nnscan.broden import camvid, read_broden
 from nnscan.configuration import DatasetConfig, DissectionConfig, ScanConfig, Stage, Study, TrainingConfig
 from nnscan.data import archive_members, load_dataset
 from nnscan.errors import ConfigurationError, DataError
-from nnscan.layout import CUTTABLE, Layout
+from nnscan.layout import CUTTABLE, QUESTIONS, Layout
 from nnscan.linearisation import Linearisation, LinearisationError, as_maps
 from nnscan.models import (
     ZOO,
@@ -82,16 +82,36 @@ HELD_BYTES = 2**30
 PRUNED_PASSES = 100
 """Passes in which the last layer is fitted after prototypes have been removed."""
 
+EXPLAINED_BATCH, HELPER_BATCH = 16, 32
+"""Inputs that explainers pass together; images in a step of a helper network's training (`fitting.Fitting`)."""
+
+FILLER_WIDTH, MAKER_WIDTH = 16, 32
+"""Filters that give the widths of the network that fills hidden pixels, and of the generator of images."""
+
+CLIMBS = 200
+"""Steps of activation maximisation, with and without a generator."""
+
+CURVE_STEPS, CASCADE, NEARBY, ATTACK_STEPS = 32, 4, 18, 50
+"""Points of a faithfulness curve but the first; stages of random parameters; changed copies of an input whose maps show
+stability; steps of an attack, of which there are two."""
+
+REMOVED = 5
+"""Shares of the pixels that are removed before a network is retrained, but none."""
+
 # Fits ---------------------------------------------------------------------------------------------------------------
 # Seconds of one thread on the machine of docs/performance.md, from the benchmarks of studies; bytes likewise.
 
-START = {"plain": 0.35, "statistics": 0.65, "torch": 1.0, "both": 1.4, "derivatives": 1.95, "drawing": 1.5}
+START = {
+    "plain": 0.35, "statistics": 0.65, "torch": 1.0, "both": 1.4, "derivatives": 1.95, "drawing": 1.5,
+    "explainers": 2.0,
+}  # fmt: skip
 """Interpreter and imports, as a multiple of importing torch and what trains a network: without torch, also with
 scikit-learn; with torch, also with scikit-learn or scipy's distributions; with torch's function transforms, which load
-its compiler; with the libraries that draw."""
+its compiler; with the libraries that draw; with the methods of explanation and torch's optimisers."""
 
 START_BYTES = {
     "plain": 0.2e9, "statistics": 0.25e9, "torch": 0.65e9, "both": 0.75e9, "derivatives": 0.85e9, "drawing": 0.85e9,
+    "explainers": 0.95e9,
 }  # fmt: skip
 """Memory of a job that has imported its modules."""
 
@@ -128,6 +148,20 @@ NEIGHBOUR_PAIR = 1.2e-7  # two points in the orders of neighbours in all draws a
 PUSHED_VALUE = 1e-9  # a value of a patch's difference from a prototype of its class
 PROTOTYPE_STEP, LAST_STEP = 3e-3, 1e-3  # a batch in the training of a ProtoPNet, and in that of its last layer alone
 DRAWN_PROTOTYPE = 0.02  # a prototype on its image in the sheet
+EXPLAINING = 6e-3  # check an explainer's inputs and copy the network, besides its parameters
+COPIED_PARAMETER = 1e-9  # a parameter of that copy
+EXPLAINED_STEP, EXPLAINED_MODULE = 3e-4, 3e-5  # a batch that an explainer passes; a module in it, back and forth
+EXPLAINED_VALUE = 1.5e-9  # a number of an image, or of a mask, in what an explainer computes beside
+SURROGATE = 0.02  # segments of an image, and the linear model of what is hidden
+HELPER = 1.6  # convolutions of a small helper network take as long as so many multiply-adds of large matrix products
+HELPER_STEP = 0.012  # a step of its training, besides its multiply-adds
+HIDDEN_PIXEL = 1e-8  # a pixel of the masks that it is trained with
+COMPARED_PIXEL = 4e-7  # a pixel of two maps of which the ranks and the structure are compared
+DISTANT_VALUE = 2e-9  # a value in the distance of a made image from a training image
+ATTACKED = 12  # passes of the network, back and forth, in a step of an attack
+SHEET, DRAWN_MAP = 8, 0.02  # images on the sheet of all maps, about; a map on it
+ORDERED_PIXEL = 2.5e-7  # a pixel of a map whose order is found, and removed from its image
+SCORE_BYTES = 12  # a row of scores, packed
 GPU_MODULE = 1e-4  # a module in a step of training on a GPU, however small: its operations have to be started
 
 
@@ -657,6 +691,8 @@ class Network:
         seeds: Runs.
         systems: What the systems beside the theses see of it.
         labelled: The labelled images of Network Dissection.
+        methods: Its methods of explanation; none where they are not asked for.
+        question: What is asked of explanations, by a job that asks one of `layout.QUESTIONS`.
     """
 
     study: Study
@@ -669,6 +705,8 @@ class Network:
     seeds: int
     systems: Systems = field(default_factory=Systems)
     labelled: Labelled = field(default_factory=Labelled)
+    methods: tuple[str, ...] = ()
+    question: str = ""
 
     @property
     def forward(self) -> int:
@@ -726,6 +764,16 @@ class Network:
         side = self.study.dissection.size
         return (side**2 if side else self.labelled.pixels) / self.images.pixels
 
+    @property
+    def explained(self) -> int:
+        """Images that are explained."""
+        return min(self.study.explainers.samples, self.samples)
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether there is a checkpoint that was trained on shuffled labels."""
+        return self.study.model(self.model).weights is None and self.training.overfitting_epochs > 0
+
     def behind(self, layer: Layer) -> int:
         """Multiply-adds of the network behind a layer."""
         return self.forward - layer.before
@@ -734,6 +782,20 @@ class Network:
         """Multiply-adds of the layer that reads a layer's maps."""
         following = self.anatomy.layers[self.anatomy.layers.index(layer) + 1 :]
         return following[0].products if following else 0
+
+
+def find_methods(study: Study, model: str, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Return the methods of explanation of a model; none where they are not asked for.
+
+    Raises:
+        ConfigurationError: There is no such method.
+    """
+    if "explainers" not in stages:
+        return ()
+    # the libraries that these load are not in the start of a job
+    from nnscan.explainers import chosen
+
+    return tuple(method.name for method in chosen(study.methods_of(model)))
 
 
 # Speeds -------------------------------------------------------------------------------------------------------------
@@ -1357,6 +1419,245 @@ def draw_prototypes(n: Network) -> Work:
     )
 
 
+# Explanations -------------------------------------------------------------------------------------------------------
+
+
+class Effort(NamedTuple):
+    """What a method of explanation takes for an image.
+
+    Attributes:
+        passes: Passes of the network for each copy in each round: 1 forward, 2 forward and back.
+        copies: Copies of the image that pass.
+        rounds: How often they do, each time after the other.
+        values: Numbers for each value of a copy that are computed beside, in each round.
+        seconds: Processor time of all else.
+    """
+
+    passes: float = 2
+    copies: float = 1
+    rounds: float = 1
+    values: float = 0
+    seconds: float = 0
+
+
+LEVELS, NEIGHBOURS = 8, 49
+"""Blurred images between which masks interpolate, and cells around a pixel of an extremal perturbation's mask."""
+
+EFFORTS: Mapping[str, Effort] = {
+    "occlusion": Effort(passes=1, copies=15**2),
+    "rise": Effort(passes=1, copies=2000, values=6),
+    "meaningful_perturbation": Effort(rounds=300, values=20 * LEVELS),
+    "extremal_perturbation": Effort(copies=4, rounds=200, values=20 * LEVELS + 6 * NEIGHBOURS),
+    "generative_infilling": Effort(copies=4, rounds=100, values=60),
+    "smooth_grad": Effort(copies=50, values=6),
+    "integrated_gradients": Effort(copies=50, values=6),
+    "rectified_gradient": Effort(passes=4),
+    "lrp_epsilon": Effort(passes=6),
+    "lrp_alpha_beta": Effort(passes=14),
+    "lrp_z_plus": Effort(passes=8),
+    "deep_taylor": Effort(passes=8),
+    "clrp": Effort(passes=8),
+    "sglrp": Effort(passes=8),
+    "score_cam": Effort(passes=1),
+    "lime": Effort(passes=1, copies=1000, values=3, seconds=SURROGATE),
+    "shap": Effort(passes=1, copies=1000, values=3, seconds=SURROGATE),
+    "channel_attention": Effort(passes=1),
+    "channel_spatial_attention": Effort(passes=1),
+    "class_attention": Effort(passes=1),
+    "nns": Effort(passes=0),
+    "random": Effort(passes=0),
+    "edges": Effort(passes=0),
+    "input": Effort(passes=0),
+    "activation_maximisation": Effort(passes=0),
+    "dgn_am": Effort(passes=0),
+}
+"""What methods take; one that is not here, such as a new one, is taken to pass each image once forward and once back.
+Those that make images of classes explain no inputs."""
+
+SYNTHESES = ("activation_maximisation", "dgn_am")
+"""Methods that make images of classes."""
+
+
+def filler_products(images: Images) -> float:
+    """Return the multiply-adds in which the infiller fills an image; its halves are those of `infilling.Infiller`."""
+    width, pixels = FILLER_WIDTH, (4 * math.ceil(images.side / 4)) ** 2
+    return pixels * width * (148 * width + 27 * images.channels + 18)
+
+
+def maker_products(n: Network) -> float:
+    """Return the multiply-adds in which the generator makes an image of a code; see `maximisation.Generator`."""
+    head = n.anatomy.layers[-1]
+    width, codes = MAKER_WIDTH, head.weights // head.filters
+    return math.ceil(n.images.side / 8) ** 2 * width * (4 * codes + 1152 * width + 576 * n.images.channels)
+
+
+def _effort(n: Network, method: str) -> Effort:
+    effort = EFFORTS.get(method, Effort())
+    if method == "score_cam":
+        placed = [layer.filters for layer in n.anatomy.layers if layer.positions > 1]
+        effort = effort._replace(copies=1 + placed[-1]) if placed else effort
+    return effort
+
+
+def explaining(n: Network, methods: Sequence[str], images: int, together: int) -> Work:
+    """Explain images by methods.
+
+    Args:
+        n: The network.
+        methods: Names of the methods.
+        images: Images.
+        together: Images in a call of a method.
+    """
+    work, calls = NONE, math.ceil(images / together)
+    for name in methods:
+        effort = _effort(n, name)
+        if name in SYNTHESES:
+            continue
+        passed = images * effort.copies * effort.rounds
+        steps = calls * math.ceil(together * effort.copies / EXPLAINED_BATCH) * effort.rounds
+        values = effort.values * passed * n.images.values
+        work += Work(
+            forward=effort.passes * passed * n.forward + calls * n.forward,
+            seconds=calls * (EXPLAINING + COPIED_PARAMETER * n.parameters)
+            + effort.passes * steps * (EXPLAINED_STEP + EXPLAINED_MODULE * n.anatomy.modules)
+            + EXPLAINED_VALUE * values
+            + images * effort.seconds,
+        )
+        if name == "generative_infilling":
+            work += Work(products=HELPER * passed * filler_products(n.images))
+    masks = FLOAT * EXPLAINED_BATCH * n.images.pixels * (4 * NEIGHBOURS + 4 * LEVELS * n.images.channels)
+    return work + Work(memory=AUTOGRAD_BYTES + 2 * FLOAT * EXPLAINED_BATCH * n.anatomy.outputs + masks)
+
+
+def train_infiller(n: Network) -> Work:
+    """Train the network that fills hidden pixels, for some steps, and fill the validation images."""
+    d, steps = n.images, n.study.explainers.infiller_steps
+    passed = 3 * steps * HELPER_BATCH + d.validation
+    held = 10 * FLOAT * FILLER_WIDTH * d.pixels  # numbers of all maps of an image
+    return Work(
+        products=HELPER * passed * filler_products(d),
+        seconds=steps * (HELPER_STEP + HIDDEN_PIXEL * HELPER_BATCH * d.pixels),
+        memory=AUTOGRAD_BYTES + _floats(n, d.train + 3 * d.validation) + max(2 * HELPER_BATCH, 256) * held,
+        disk=FLOAT * 148 * FILLER_WIDTH**2 * 6,
+    )
+
+
+def train_generator(n: Network) -> Work:
+    """Train the generator for some steps, each through the network to the code too; make validation images again."""
+    d, steps = n.images, n.study.explainers.generator_steps
+    head = n.anatomy.layers[-1]
+    codes = head.weights // head.filters
+    made = 3 * steps * HELPER_BATCH + d.validation
+    held = 4 * FLOAT * MAKER_WIDTH * d.pixels
+    weights = MAKER_WIDTH * (4 * codes * math.ceil(d.side / 8) ** 2 + (288 + 72 + 36) * MAKER_WIDTH)
+    return Work(
+        products=HELPER * made * maker_products(n),
+        forward=n.forward * (d.train + 3 * d.validation + 2 * steps * HELPER_BATCH),
+        seconds=steps * (HELPER_STEP + EXPLAINED_MODULE * n.anatomy.modules),
+        memory=AUTOGRAD_BYTES + _floats(n, d.train + 3 * d.validation) + _passed(n, 256) + 256 * held,
+        disk=FLOAT * weights,
+    )
+
+
+def explain_inputs(n: Network) -> Work:
+    """Explain the scanned images by all methods, the FQ map by a sweep."""
+    work = explaining(n, n.methods, n.explained, n.explained)
+    if "fq" in n.methods and n.images.masked:
+        work += _sweep_work(n, n.explained)
+    return work + Work(
+        seconds=READ_NEURON * n.samples * n.layers[-1].filters * n.layers[-1].positions,
+        memory=_moments(n, n.layers[-1]),
+        disk=FLOAT * len(n.methods) * n.explained * n.images.pixels,
+    )
+
+
+def evaluate_explainers(n: Network) -> Work:
+    """Ask one question; methods that need a scan answer to changed inputs and networks by a refusal."""
+    methods = [name for name in n.methods if name not in SYNTHESES]
+    changing = [name for name in methods if name not in ("nns", "fq", "tip")]
+    judged, maps = min(n.study.explainers.judged, n.explained), len(methods) * n.explained
+    pixels = n.images.pixels
+    cascade = 1 + CASCADE + n.shuffled
+    asked = {
+        "localisation": Work(seconds=2 * ORDERED_PIXEL * maps * pixels),
+        "faithfulness": Work(
+            forward=2 * (CURVE_STEPS + 1) * maps * n.forward,
+            seconds=2 * (CURVE_STEPS + 1) * maps / EXPLAINED_BATCH * EXPLAINED_STEP + ORDERED_PIXEL * maps * pixels,
+        ),
+        "sanity": explaining(n, changing, judged, judged) * cascade
+        + Work(
+            seconds=COMPARED_PIXEL * cascade * len(changing) * judged * pixels,
+            memory=FLOAT * (1 + CASCADE) * n.parameters,
+        ),
+        "stability": explaining(n, changing, judged, judged) * (1 + NEARBY)
+        + Work(seconds=COMPARED_PIXEL * NEARBY / 3 * len(changing) * judged * pixels),
+        "attack": explaining(n, changing, judged, judged) * 4
+        + Work(
+            forward=2 * ATTACK_STEPS * ATTACKED * judged * n.forward,
+            seconds=2 * ATTACK_STEPS * math.ceil(judged / EXPLAINED_BATCH) * EXPLAINED_MODULE * 20 * n.anatomy.modules
+            + COMPARED_PIXEL * len(changing) * judged * pixels,
+        ),
+        "cost": explaining(n, changing, judged + 1, 1),
+    }
+    if "fq" in methods and n.images.masked:
+        asked["cost"] += _sweep_work(n, judged + 1)
+    rows = {"sanity": 3 * cascade * judged, "stability": 6 * judged, "attack": 8 * judged, "cost": 2 * judged}
+    read = Work(
+        seconds=READ_NEURON * n.samples * n.layers[-1].filters * n.layers[-1].positions,
+        memory=_moments(n, n.layers[-1]),
+        disk=SCORE_BYTES * len(methods) * rows.get(n.question, 4 * n.explained),
+    )
+    return asked[n.question] + read
+
+
+def maximise_activations(n: Network) -> Work:
+    """Climb from noise and from a code to an image of each class; compare them with all training images."""
+    d, made = n.images, [name for name in SYNTHESES if name in n.methods]
+    climbed = CLIMBS * d.classes
+    steps = CLIMBS * math.ceil(d.classes / EXPLAINED_BATCH)
+    work = Work(
+        forward=2 * climbed * n.forward,
+        seconds=steps * (EXPLAINED_STEP + 2 * EXPLAINED_MODULE * n.anatomy.modules),
+        memory=AUTOGRAD_BYTES + 2 * FLOAT * EXPLAINED_BATCH * n.anatomy.outputs,
+    ) * len(made)
+    if "dgn_am" in made:
+        work += Work(products=2 * HELPER * climbed * maker_products(n))
+    return work + Work(
+        seconds=DISTANT_VALUE * (1 + len(made)) * d.classes * d.train * d.values,
+        memory=_floats(n, d.train),
+        disk=_floats(n, len(made) * d.classes),
+    )
+
+
+def retrain_without_pixels(n: Network) -> Work:
+    """Explain all images by some methods; train anew without shares of their pixels, and once with all of them."""
+    d, settings = n.images, n.study.explainers
+    trained = training(n, settings.retrained_epochs, evaluated=4, kept=4)
+    trainings = 1 + REMOVED * len(settings.retrained)
+    maps = Work(
+        seconds=ORDERED_PIXEL * REMOVED * len(settings.retrained) * d.count * d.pixels,
+        memory=trained.memory + (FLOAT + 2 * 8) * d.count * d.pixels + 2 * d.count * d.values,
+    )
+    explained = explaining(n, settings.retrained, d.count, min(d.count, EXPLAINED_BATCH**2))
+    return replace(trained * trainings + explained + maps, disk=SCORE_BYTES * trainings)
+
+
+def draw_explainers(n: Network) -> Work:
+    """Draw a sheet of all maps, one of the images of classes, and the ranks."""
+    shown = min(SHEET, n.explained) * len(n.methods)
+    return Work(seconds=2 + DRAWN_MAP * shown, memory=FLOAT * len(n.methods) * n.explained * n.images.pixels)
+
+
+def draw_retraining(n: Network) -> Work:
+    """Draw a figure from the tables of all runs."""
+    return Work(seconds=1)
+
+
+def draw_ranking(n: Network) -> Work:
+    """Rank the methods of a run, on a page."""
+    return Work(seconds=0.2)
+
+
 def render_tables(n: Network) -> Work:
     """Read the tables of a run."""
     return Work(seconds=0.1 + 3e-7 * n.neurons, memory=100 * n.neurons)
@@ -1367,7 +1668,7 @@ def write_report(n: Network) -> Work:
     return Work(seconds=0.05)
 
 
-Unit = Literal["data set", "network", "run", "checkpoint", "shard", "study", "labels"]
+Unit = Literal["data set", "network", "run", "checkpoint", "shard", "question", "study", "labels"]
 
 
 def _well_trained(layout: Layout, model: str) -> list[str]:
@@ -1422,6 +1723,14 @@ def _never_overfitted(layout: Layout, model: str) -> bool:
     return model in layout.never_overfitted()
 
 
+def _filled(layout: Layout, model: str) -> bool:
+    return layout.uses(model, "generative_infilling")
+
+
+def _made(layout: Layout, model: str) -> bool:
+    return layout.uses(model, "dgn_am")
+
+
 def _of_camvid(layout: Layout, model: str) -> bool:
     return layout.study.dissection.concepts == "camvid"
 
@@ -1433,14 +1742,17 @@ _EXPERIMENTS = (
     "mask_diverse_filters", "mask_by_properties", "filter_types", "mask_anomalies", "prune_neurons", "remove_layers",
 )  # fmt: skip
 _SYSTEMS = ("dissect_network", "rotate_units", "measure_dimension", "train_prototypes")
+_EXPLANATIONS = ("evaluate_explainers", "maximise_activations", "retrain_without_pixels")
 _FIGURES = (
     "draw_figures", "draw_neurons", "draw_filters", "draw_explanations",
-    "draw_units", "draw_dimension", "draw_prototypes",
+    "draw_units", "draw_dimension", "draw_prototypes", "draw_explainers", "draw_retraining",
 )  # fmt: skip
 _THESES: tuple[Stage, ...] = ("theses",)
 _DISSECTION: tuple[Stage, ...] = ("dissection",)
 _DIMENSION: tuple[Stage, ...] = ("dimension",)
 _PROTOTYPES: tuple[Stage, ...] = ("prototypes",)
+_EXPLAINERS: tuple[Stage, ...] = ("explainers",)
+_RETRAINING: tuple[Stage, ...] = ("retraining",)
 
 RULES: Mapping[str, Rule] = {
     "prepare_data": Rule("data set", prepare_data, "plain", reads=False),
@@ -1448,7 +1760,7 @@ RULES: Mapping[str, Rule] = {
     "overfit_model": Rule("run", overfit_model, gpu=True, after=("prepare_data",), only=_overfitted, stages=_THESES),
     "adopt_model": Rule("run", adopt_model, after=("prepare_data",), only=_adopted),
     "average_images": Rule("run", average_images, after=_MODEL, stages=_THESES),
-    "scan_neurons": Rule("shard", scan_neurons, "derivatives", gpu=True, after=_MODEL, stages=_THESES),
+    "scan_neurons": Rule("shard", scan_neurons, "derivatives", gpu=True, after=_MODEL, stages=(*_THESES, *_EXPLAINERS)),
     "project_filters": Rule(
         "run",
         project_filters,
@@ -1513,7 +1825,12 @@ RULES: Mapping[str, Rule] = {
         "run", initialise_model, after=("prepare_data",), only=_trained, stages=(*_DISSECTION, *_DIMENSION)
     ),
     "shuffle_labels": Rule(
-        "run", shuffle_labels, gpu=True, after=("prepare_data",), only=_overfitted, stages=_DIMENSION
+        "run",
+        shuffle_labels,
+        gpu=True,
+        after=("prepare_data",),
+        only=_overfitted,
+        stages=(*_DIMENSION, *_EXPLAINERS),
     ),
     "label_concepts": Rule("labels", label_concepts, "plain", reads=False, only=_of_camvid, stages=_DISSECTION),
     "dissect_network": Rule(
@@ -1540,10 +1857,50 @@ RULES: Mapping[str, Rule] = {
         "network", draw_dimension, "drawing", reads=False, after=("measure_dimension",), stages=_DIMENSION
     ),
     "draw_prototypes": Rule("network", draw_prototypes, "drawing", after=("train_prototypes",), stages=_PROTOTYPES),
-    "render_tables": Rule(
-        "study", render_tables, "plain", reads=False, after=(*_EXPERIMENTS, *_METRICS, "anomaly_history", *_SYSTEMS)
+    "train_infiller": Rule(
+        "data set", train_infiller, gpu=True, after=("prepare_data",), only=_filled, stages=_EXPLAINERS
     ),
-    "write_report": Rule("study", write_report, "plain", reads=False, after=(*_FIGURES, "render_tables")),
+    "train_generator": Rule("run", train_generator, gpu=True, after=_MODEL, only=_made, stages=_EXPLAINERS),
+    "explain_inputs": Rule(
+        "run", explain_inputs, "explainers", gpu=True, after=("scan_neurons", "train_infiller"), stages=_EXPLAINERS
+    ),
+    "evaluate_explainers": Rule(
+        "question",
+        evaluate_explainers,
+        "explainers",
+        gpu=True,
+        after=("explain_inputs", "shuffle_labels"),
+        stages=_EXPLAINERS,
+    ),
+    "maximise_activations": Rule(
+        "run", maximise_activations, "explainers", gpu=True, after=(*_MODEL, "train_generator"), stages=_EXPLAINERS
+    ),
+    "retrain_without_pixels": Rule(
+        "run", retrain_without_pixels, "explainers", gpu=True, after=_MODEL, stages=_RETRAINING
+    ),
+    "draw_explainers": Rule(
+        "network",
+        draw_explainers,
+        "explainers",
+        after=("evaluate_explainers", "maximise_activations"),
+        stages=_EXPLAINERS,
+    ),
+    "draw_retraining": Rule(
+        "network", draw_retraining, "explainers", reads=False, after=("retrain_without_pixels",), stages=_RETRAINING
+    ),
+    "render_tables": Rule(
+        "study",
+        render_tables,
+        "plain",
+        reads=False,
+        after=(*_EXPERIMENTS, *_METRICS, "anomaly_history", *_SYSTEMS, *_EXPLANATIONS),
+    ),
+    "draw_ranking": Rule(
+        "study", draw_ranking, "explainers", reads=False, after=("render_tables",), stages=_EXPLAINERS
+    ),
+    "write_report": Rule(
+        "study", write_report, "plain", reads=False, after=(*_FIGURES, "render_tables", "draw_ranking")
+    ),
 }
 """The rules of the workflow: what there is a job for, what it costs, and what it waits for."""
 
@@ -1658,8 +2015,11 @@ def estimate(study: Study, cores: int, gpu_macs: float, start: float) -> Estimat
         checkpoints, seeds = len(layout.checkpoints(name)), len(layout.seeds(name))
         shards = len(layout.shards())
         networks.append(
-            Network(study, dataset, name, images, anatomy, checkpoints, shards, seeds, systems[swept], labelled)
-        )
+            Network(
+                study, dataset, name, images, anatomy, checkpoints, shards, seeds, systems[swept], labelled,
+                find_methods(study, name, stages),
+            )
+        )  # fmt: skip
         speeds.append(measured[trained])
     parts, chain = _count(layout, networks, speeds, machine, gpu_macs)
     return Estimate(study.study, tuple(networks), tuple(speeds), machine, gpu_macs, cores, tuple(parts), chain)
@@ -1680,6 +2040,8 @@ def _count(
             for ended in ends:
                 ended[name] = job.processor
             continue
+        if rule.job == "study" and not any(asked):
+            continue
         if rule.job == "study":
             parts.append(_of_study(name, rule, networks, machine))
             ready = max(ended.get(earlier, 0) for ended in ends for earlier in rule.after)
@@ -1690,18 +2052,23 @@ def _count(
         for n, speed, ended, wanted in zip(networks, speeds, ends, asked, strict=True):
             if not wanted:
                 continue
-            job = _job(rule, n, rule.work(n), speed, machine, gpu_macs)
-            ended[name] = job.processor + max((ended.get(earlier, 0) for earlier in rule.after), default=0)
+            asked_for = [replace(n, question=question) for question in QUESTIONS] if rule.job == "question" else [n]
+            kinds = [_job(rule, one, rule.work(one), speed, machine, gpu_macs) for one in asked_for]
+            longest = max(kind.processor for kind in kinds)
+            ended[name] = longest + max((ended.get(earlier, 0) for earlier in rule.after), default=0)
             if rule.job == "data set":
                 if n.dataset not in prepared:
-                    parts.append(Part(name, n.dataset, "", 1, *job))
+                    parts.append(Part(name, n.dataset, "", 1, *kinds[0]))
                 prepared.add(n.dataset)
                 continue
             checkpoints = len(rule.checkpoints(layout, n.model))
-            each = {"network": 1, "run": n.seeds, "checkpoint": n.seeds * checkpoints, "shard": n.seeds * n.shards}
-            jobs = each[rule.job]
-            all_jobs = job._replace(processor=jobs * job.processor, gpu=jobs * job.gpu, disk=jobs * job.disk)
-            parts.append(Part(name, n.dataset, n.model, jobs, *all_jobs))
+            each = {
+                "network": 1, "run": n.seeds, "question": n.seeds,
+                "checkpoint": n.seeds * checkpoints, "shard": n.seeds * n.shards,
+            }[rule.job]  # fmt: skip
+            processor, gpu, memory, disk = zip(*kinds, strict=True)
+            whole = _Job(each * sum(processor), each * sum(gpu), max(memory), each * sum(disk))
+            parts.append(Part(name, n.dataset, n.model, each * len(kinds), *whole))
     return parts, max(end for ended in ends for end in ended.values())
 
 

@@ -30,13 +30,27 @@ EXPLAINERS: Mapping[str, Explainer] = {"CAM": cam.cam, "Grad-CAM": grad_cam, **B
 """The explainers that the theses show, by the names that they use."""
 
 
+def check_names(named: Mapping[str, Sequence[str]]) -> None:
+    """Check that methods exist.
+
+    Args:
+        named: Their names, by the key of the configuration that names them (`configuration.Study.named_methods`).
+
+    Raises:
+        ConfigurationError: There is no such method; the closest names are given.
+    """
+    for key, names in named.items():
+        for name in names:
+            if name not in METHODS:
+                place = f"{key}: " if key else ""
+                raise ConfigurationError(f"{place}there is no method {name!r}{did_you_mean(name, METHODS)}")
+
+
 def chosen(names: Sequence[str] | None) -> list[Method]:
     """Return methods by name, in the register's order; all of them for None.
 
     Raises:
         ConfigurationError: There is no such method; the closest names are given.
     """
-    for name in names or ():
-        if name not in METHODS:
-            raise ConfigurationError(f"there is no method {name!r}{did_you_mean(name, METHODS)}")
+    check_names({"": names or ()})
     return [method for name, method in METHODS.items() if names is None or name in names]

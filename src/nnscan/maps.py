@@ -18,7 +18,7 @@ from nnscan.explanations import Explanation, Method, Scanned, Setting
 from nnscan.linearisation import Linearisation, LinearisationError
 from nnscan.models import capture, device_of, prepare, resolve_layer
 from nnscan.scanner import CHECK_TOLERANCE
-from nnscan.scores import BATCH
+from nnscan.scores import BATCH, checked
 from nnscan.sweeps import Prefix, Sweep, WholeMapSweep, WindowSweep, enlarged, random_signs
 from nnscan.windows import Windows, map_rows
 
@@ -153,6 +153,7 @@ def _scan_of(setting: Setting, x: Tensor) -> Scanned:
 
 def nns_map(model: nn.Module, x: Tensor, classes: Sequence[int], setting: Setting) -> Tensor:
     """Return the maps of NNS (N, H, W): the absolute learning images of a layer's neurons, added up."""
+    x = checked(model, x, classes)
     scanned = _scan_of(setting, x)
     return enlarged(torch.from_numpy(scanned.absolute).to(x).sum(1), scanned.block)
 
@@ -163,6 +164,7 @@ def quantity_map(model: nn.Module, x: Tensor, classes: Sequence[int], setting: S
     Raises:
         DataError: The scanned inputs have no foreground masks.
     """
+    x = checked(model, x, classes)
     scanned = _scan_of(setting, x)
     if not np.isfinite(scanned.quantities).all():
         raise DataError("the FQ map needs foreground masks, and these data have none")
@@ -171,6 +173,7 @@ def quantity_map(model: nn.Module, x: Tensor, classes: Sequence[int], setting: S
 
 def property_map(model: nn.Module, x: Tensor, classes: Sequence[int], setting: Setting) -> Tensor:
     """Return the maps of TIP (N, H, W): the size of the sum of a layer's filter images; see `filter_map`."""
+    x = checked(model, x, classes)
     return filter_map(model, x, _scan_of(setting, x).layer)
 
 

@@ -126,6 +126,10 @@ class ClassAttentionCNN(nn.Module):
         return scores
 
 
+def _without_last_pooling(features: nn.Sequential) -> nn.Sequential:
+    return features[:-1] if isinstance(features[-1], nn.MaxPool2d) else features
+
+
 def _attentive(
     features: nn.Sequential,
     channels: int,
@@ -145,8 +149,7 @@ def _attentive(
     if attention == "class":
         if dropout:
             raise ModelError("attention 'class' takes the place of the hidden layer behind which dropout acts")
-        kept = features[:-1] if isinstance(features[-1], nn.MaxPool2d) else features
-        return ClassAttentionCNN(kept, channels, classes)
+        return ClassAttentionCNN(_without_last_pooling(features), channels, classes)
     model = SequentialCNN(features, channels, 2, hidden, classes, dropout)
     if attention is None:
         return model
@@ -217,12 +220,22 @@ def simple_cnn(
     classes: int,
     convolutions: int | None = None,
     attention: Attention | None = None,
+    global_pooling: bool = False,
 ) -> nn.Module:
     """Return the simple CNN: three 3 x 3 convolutions of 16, 32 and 64 filters (the slides give no widths).
 
-    Options are how many of the convolutions it has, and attention: channel ("se"), channel-spatial ("cbam"), "class".
+    Options are how many of the convolutions it has; attention: channel ("se"), channel-spatial ("cbam"), "class"; and
+    global average pooling with one linear layer in the place of the last max-pooling and the head, as CAM needs it.
+
+    Raises:
+        ModelError: There is no such attention or number of convolutions, or attention and global pooling are both
+            asked for.
     """
     features, channels = _three_by_three(_truncated(_SIMPLE, convolutions), in_channels)
+    if global_pooling:
+        if attention is not None:
+            raise ModelError("a network with attention keeps its head; leave global_pooling out")
+        return SequentialCNN(_without_last_pooling(features), channels, 1, (), classes)
     return _attentive(features, channels, (64,), classes, attention)
 
 

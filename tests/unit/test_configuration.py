@@ -25,6 +25,7 @@ from nnscan.configuration import (
 )
 from nnscan.dissection import network_dissection, rotation_counts
 from nnscan.errors import ConfigurationError
+from nnscan.explainers import check_names
 from nnscan.prototypes import PrototypeProtocol
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -308,6 +309,19 @@ def test_every_study_is_valid(path):
     assert parsed.study == path.stem
     for model in parsed.models:
         assert isinstance(parsed.training_of(model.name), BaseModel)
+    check_names(parsed.named_methods())
+
+
+def test_methods_that_a_study_names_are_those_of_its_stages():
+    models = [{"name": "a", "source": "lenet5", "methods": ["rise"]}, {"name": "b", "source": "lenet5"}]
+    values = {"models": models, "explainers": {"methods": ["lime"], "retrained": ["edges"]}}
+    assert parse_study(values).named_methods() == {}  # no stage asks for them
+    explained = {"explainers.methods": ["lime"], "models (a).methods": ["rise"]}
+    assert parse_study({**values, "stages": ["explainers"]}).named_methods() == explained
+    assert parse_study({**values, "stages": ["retraining"]}).named_methods() == {"explainers.retrained": ["edges"]}
+    assert parse_study({"stages": ["explainers", "retraining"]}).named_methods() == {}  # defaults need no check
+    study = parse_study({**values, "stages": ["explainers"]})
+    assert (study.methods_of("a"), study.methods_of("b")) == (["rise"], ["lime"])
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

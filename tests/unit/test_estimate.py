@@ -22,7 +22,22 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnscan import components, dimension, dissection, prototypes
+from nnscan import (
+    attacks,
+    components,
+    dimension,
+    dissection,
+    faithfulness,
+    gradients,
+    infilling,
+    maximisation,
+    perturbations,
+    prototypes,
+    sanity,
+    scores,
+    stability,
+    surrogates,
+)
 from nnscan.broden import camvid, read_broden, write_broden
 from nnscan.configuration import (
     DatasetConfig,
@@ -37,22 +52,36 @@ from nnscan.data import load_dataset, read_dataset, write_dataset
 from nnscan.errors import ConfigurationError
 from nnscan.estimate import (
     ACTIVE,
+    ATTACK_STEPS,
     BRODEN,
     CARRIED,
+    CASCADE,
+    CLIMBS,
     COUNT_BYTES,
+    CURVE_STEPS,
     DIGIT_BITS,
+    EFFORTS,
+    EXPLAINED_BATCH,
+    FILLER_WIDTH,
     FILTER_BYTES,
     GPU_MACS,
     HELD_BYTES,
+    HELPER_BATCH,
     LABELLED_BATCH,
+    LEVELS,
     LIVE,
+    MAKER_WIDTH,
+    NEARBY,
     POWERS,
     PROBED,
     PROTOTYPE_BATCH,
     PRUNED_PASSES,
     PUBLISHED,
+    REMOVED,
     RULES,
+    SYNTHESES,
     Anatomy,
+    Effort,
     Estimate,
     Images,
     Labelled,
@@ -67,13 +96,19 @@ from nnscan.estimate import (
     describe,
     dissect,
     estimate,
+    explaining,
+    filler_products,
     find_systems,
+    maker_products,
     masking,
     measure_machine,
     measure_speed,
     passes,
 )
-from nnscan.layout import Layout
+from nnscan.explainers import METHODS
+from nnscan.explanations import Setting
+from nnscan.fitting import Fitting
+from nnscan.layout import QUESTIONS, Layout
 from nnscan.linearisation import Linearisation
 from nnscan.models import ZOO, build_model, network_layers, parameter_count, prepare
 from nnscan.scanner import filter_images, scan
@@ -99,10 +134,23 @@ scan: {samples: 4, shards: 2}
 properties: {samples: 10}
 anomaly: {samples: 60, history_checkpoints: 2}
 experiments: {draws: 2, steps: 3}
-stages: [theses, dissection, dimension, prototypes]
+stages: [theses, dissection, dimension, prototypes, explainers, retraining]
 dissection: {root: nowhere}
 dimension: {samples: 100}
 prototypes: {per_class: 2, channels: 8}
+explainers: {samples: 8, judged: 4, infiller_steps: 20, generator_steps: 20}
+"""
+EXPLAINED = """
+study: explained
+datasets:
+  - {name: digits, source: digits, size: 16, foreground: {kind: threshold}}
+  - {name: plain, source: digits, size: 16}
+models:
+  - {name: lenet5, source: lenet5, options: {size: 32}, methods: [rise, grad_cam, random]}
+  - {name: simple_cnn, source: simple_cnn, datasets: [plain], methods: [dgn_am], stages: [explainers]}
+  - {name: theirs, source: lenet5, weights: mine.pt, datasets: [digits], methods: [generative_infilling], seeds: [0]}
+seeds: [0, 1]
+stages: [explainers, retraining]
 """
 WITHOUT_THESES = """
 study: systems
@@ -596,6 +644,111 @@ def test_dimensions_take_the_distances_of_all_pairs():
     assert work.products == wide + narrow
 
 
+def explained_network(**values) -> Network:
+    """The network of `network` with methods of explanation."""
+    return replace(network(**values), methods=("occlusion", "grad_cam", "score_cam", "random", "fq", "dgn_am"))
+
+
+def test_constants_are_those_of_the_explainers():
+    assert (scores.BATCH, Fitting().batch_size) == (EXPLAINED_BATCH, HELPER_BATCH)
+    assert (infilling.WIDTH, maximisation.WIDTH) == (FILLER_WIDTH, MAKER_WIDTH)
+    assert maximisation.STEPS == maximisation.CODE_STEPS == CLIMBS
+    assert (faithfulness.STEPS, len(faithfulness.SHARES) - 1) == (CURVE_STEPS, REMOVED)
+    assert (sanity.STAGES, attacks.STEPS, len(attacks.GOALS)) == (CASCADE, ATTACK_STEPS, 2)
+    assert len(stability.EPSILONS) + 2 * stability.DRAWS == NEARBY
+    assert perturbations.LEVELS == LEVELS
+    squares = 2 / perturbations.WINDOW - 1  # along a side, each half as far as the last one
+    assert {name: (effort.copies, effort.rounds) for name, effort in EFFORTS.items() if effort.copies > 1} == {
+        "occlusion": (squares**2, 1),
+        "rise": (perturbations.RISE_MASKS, 1),
+        "extremal_perturbation": (len(perturbations.EXTREMAL_AREAS), perturbations.EXTREMAL_STEPS),
+        "generative_infilling": (perturbations.INFILLING_SAMPLES, perturbations.INFILLING_STEPS),
+        "smooth_grad": (gradients.SAMPLES, 1),
+        "integrated_gradients": (gradients.STEPS, 1),
+        "lime": (surrogates.SAMPLES, 1),
+        "shap": (surrogates.SAMPLES, 1),
+    }
+    assert EFFORTS["meaningful_perturbation"].rounds == perturbations.MEANINGFUL_STEPS
+
+
+def test_methods_with_an_effort_are_methods():
+    """A method without one, such as a new one, counts as a gradient."""
+    assert set(EFFORTS) <= set(METHODS)
+    assert set(SYNTHESES) == {name for name, method in METHODS.items() if method.synthesise is not None}
+    n = network()
+    assert explaining(n, ["a new one"], 10, 10).forward == explaining(n, ["vanilla_gradient"], 10, 10).forward
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 32), (3, 18)])
+def test_helper_networks_have_the_multiply_adds_that_torch_counts(channels, side):
+    _, found = anatomy("lenet5", channels=channels)
+    n = replace(network(), anatomy=found, images=replace(network().images, channels=channels, side=side))
+    filler = infilling.Infiller(channels).eval()
+    x, kept = torch.rand(1, channels, side, side), torch.ones(1, 1, side, side)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        filler(x, kept)
+    assert filler_products(n.images) == counter.get_total_flops() / 2
+    maker = maximisation.Generator(84, channels, (side, side)).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        maker(torch.rand(1, 84))
+    assert maker_products(n) == counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("name", ["occlusion", "rise", "vanilla_gradient", "smooth_grad", "score_cam", "shap", "cam"])
+def test_methods_pass_a_network_as_often_as_they_are_counted(name):
+    """Backward passes cannot be counted; of these methods there is one for each forward pass, or none."""
+    model = build_model("simple_cnn", {"in_channels": 1, "global_pooling": True}).eval()
+    found = dissect(model, (1, 32, 32), ScanConfig(block=16), 100)
+    passed = []
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            passed.append(len(x))
+            return x
+
+    counted = nn.Sequential(Counting(), model)
+    METHODS[name].explain(counted, torch.rand(2, 1, 32, 32), [0, 1], Setting())
+    effort = EFFORTS.get(name, Effort())
+    work = explaining(replace(network(), anatomy=found), [name], 2, 2).forward / found.products - 1  # of the check
+    back = effort.passes
+    assert work / back == pytest.approx(sum(passed) - 1, rel=0.05)
+
+
+def test_explaining_passes_the_copies_of_each_image():
+    n = explained_network()
+    assert explaining(n, ["occlusion"], 10, 10).forward == (10 * 225 + 1) * 350
+    assert explaining(n, ["score_cam"], 10, 5).forward == (10 * (1 + 5) + 2) * 350  # the five filters of the last maps
+    assert explaining(n, ["grad_cam", "random"], 10, 10).forward == (2 * 10 + 1 + 1) * 350
+    assert explaining(n, ["dgn_am"], 10, 10).forward == 0
+    one, all_ = (explaining(n, ["rise"], 10, together) for together in (1, 10))
+    assert one.seconds > all_.seconds
+
+
+def test_each_question_has_its_own_work():
+    n = explained_network(scan={"samples": 30}, explainers={"samples": 20, "judged": 6})
+    works = {question: RULES["evaluate_explainers"].work(replace(n, question=question)) for question in QUESTIONS}
+    changing = ["occlusion", "grad_cam", "score_cam", "random"]
+    once = explaining(n, changing, 6, 6).forward
+    assert works["localisation"].forward == 0
+    assert works["faithfulness"].forward == 2 * 33 * 5 * 20 * 350
+    assert works["sanity"].forward == (1 + 4 + 1) * once
+    assert works["stability"].forward == 19 * once
+    assert works["attack"].forward > 4 * once
+    assert works["cost"].forward > explaining(n, changing, 7, 1).forward
+    adopted = replace(
+        n, study=Study(**{**n.study.model_dump(), "models": [{"name": n.model, "source": "lenet5", "weights": "a.pt"}]})
+    )
+    assert RULES["evaluate_explainers"].work(replace(adopted, question="sanity")).forward == 5 * once
+    few = explained_network(scan={"samples": 4}, explainers={"samples": 20, "judged": 6})
+    assert RULES["explain_inputs"].work(few).disk == 4 * 6 * 4 * 64
+
+
+def test_a_network_is_retrained_for_each_share_and_method():
+    n = network(explainers={"retrained": ["random", "edges"], "retrained_epochs": 3})
+    work = RULES["retrain_without_pixels"].work(n)
+    assert work.training == (1 + 5 * 2) * 3 * 50 * 3 * 350
+
+
 def test_work_adds_up():
     one = Work(forward=1, training=2, products=3, steps=4, seconds=5, memory=6, disk=7)
     assert one + one == Work(2, 4, 6, 8, 10, 6, 14)  # one after the other in the same memory
@@ -643,6 +796,32 @@ def test_a_study_without_theses_has_none_of_their_jobs(repository, tmp_path):
         "rotate_units": 1, "measure_dimension": 3, "draw_units": 1, "draw_dimension": 1, "render_tables": 1,
         "write_report": 1,
     }  # fmt: skip
+
+
+def test_a_study_of_explainers_has_the_jobs_that_its_methods_need(repository, tmp_path):
+    text = EXPLAINED.replace("mine.pt", str(tmp_path / "mine.pt")).replace("options: {size: 32}, ", "")
+    (tmp_path / "study.yaml").write_text(text)
+    (tmp_path / "mine.pt").write_bytes(b"")
+    values = yaml.safe_load(text)
+    for dataset in values["datasets"]:
+        dataset["size"] = 32
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    counted = counted_jobs(estimate(read_study(tmp_path / "study.yaml"), 2, GPU_MACS, 2.0))
+    assert counted == planned_jobs(repository, tmp_path)
+    expected = {
+        "train_model": 6, "adopt_model": 1, "shuffle_labels": 6, "scan_neurons": 7, "train_infiller": 1,
+        "train_generator": 2, "explain_inputs": 7, "evaluate_explainers": 42, "maximise_activations": 7,
+        "retrain_without_pixels": 5,
+    }  # fmt: skip
+    assert {name: counted[name] for name in expected} == expected
+
+
+def test_an_unknown_method_is_named(tmp_path):
+    values = yaml.safe_load(EXPLAINED)
+    values["models"][0]["methods"] = ["grad-cam"]
+    with pytest.raises(ConfigurationError, match=r"there is no method 'grad-cam'; did you mean 'grad_cam'\?"):
+        estimate(parse_study({**values, "datasets": [{"name": "digits", "source": "digits"}],
+                              "models": values["models"][:1]}), 2, GPU_MACS, 2.0)  # fmt: skip
 
 
 def _reached(after: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -79,6 +79,18 @@ def test_a_failed_job_counts_for_its_run_alone_even_where_all_files_are_there(la
     }  # fmt: skip
 
 
+def test_a_question_that_failed_is_missed_by_its_run_and_a_helper_network_by_all_that_would_use_it(layout):
+    head = f"{HEAD} evaluate_explainers dataset=digits model=lenet5 seed=1 question=cost, 1 thread(s)"
+    asked = log(layout, "evaluate_explainers", "digits_lenet5_1_cost", head, f"{HEAD[:-4]}ERROR no memory")
+    head = f"{HEAD} train_infiller dataset=digits_2, 1 thread(s)"
+    trained = log(layout, "train_infiller", "digits_2", head, f"{HEAD[:-4]}ERROR it diverged; lower it")
+    helper = f"train_infiller: it diverged; lower it ({trained})"
+    assert sentences(gaps(layout)) == [
+        ["lenet5 on digits, seed 1", f"evaluate_explainers: no memory ({asked})"],
+        *([f"{model} on digits_2, seed {seed}", helper] for model in ("lenet5", "lenet5_1") for seed in (0, 1)),
+    ]
+
+
 def test_a_data_set_that_failed_is_missed_by_all_its_runs(layout):
     log(layout, "prepare_data", "digits", f"{HEAD} prepare_data dataset=digits, 1 thread(s)", f"{HEAD[:-4]}ERROR gone")
     assert {run.dataset for run in complete_runs(layout)} == {"digits_2"}

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nnscan.artifacts import read_provenance
+from nnscan.cam import cam
 from nnscan.errors import LayerError, ModelError
 from nnscan.gating import GATES
 from nnscan.models import (
@@ -152,6 +153,19 @@ def test_class_attention_works_on_the_maps_before_the_last_pooling():
     model = build_model("simple_cnn", {"attention": "class"})
     assert model.features(IMAGE).shape == (1, 64, 8, 8)
     assert [name for name, _ in model.named_children()] == ["features", "head"]
+
+
+def test_global_pooling_has_the_head_that_cam_needs():
+    model = build_model("simple_cnn", {"global_pooling": True, "classes": 4})
+    assert model.features(IMAGE).shape == (1, 64, 8, 8)
+    assert [type(module) for module in model.head] == [nn.Flatten, nn.Linear]
+    maps = cam(model, IMAGE, [2])
+    scores = model(IMAGE) - model.head[1].bias
+    means = (model.features(IMAGE)[0] * model.head[1].weight[2][:, None, None]).sum(0).mean()
+    torch.testing.assert_close(means, scores[0, 2])
+    assert maps.shape == (1, 32, 32)
+    with pytest.raises(ModelError, match="keeps its head; leave global_pooling out"):
+        build_model("simple_cnn", {"global_pooling": True, "attention": "se"})
 
 
 def test_an_attention_that_is_not_possible_is_refused():

@@ -23,7 +23,7 @@ from nnscan.layout import Layout
 LAST = {"draw_figures", "render_tables", "write_report"}
 STUDIES = [
     "config/config.yaml",
-    *(f"config/studies/{name}.yaml" for name in ("smoke", "mnist", "cifar10", "theses-cpu")),
+    *(f"config/studies/{name}.yaml" for name in ("smoke", "mnist", "cifar10", "theses-cpu", "explainers")),
 ]
 
 
