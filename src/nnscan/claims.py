@@ -166,7 +166,7 @@ def _sampled(function: Callable[[Run], Value], runs: Sequence[Run]) -> tuple[lis
         except UndefinedStatistic as reason:
             reasons.setdefault(str(reason), []).append(run)
             unasked += [reason] if isinstance(reason, NotAsked) else []
-    if False:
+    if runs and len(unasked) == len(runs):
         raise unasked[0]
     return values, reasons
 

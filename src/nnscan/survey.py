@@ -395,9 +395,10 @@ def fine_over_regional(run: Run) -> float:
         method = register.get(row["method"])
         if method and method.family not in ("control", "nnscan") and row["quantity"] == "roughness":
             found.setdefault(method.detail, []).append(row["value"])
-    sides = [
-        [value for value in found.get(detail, []) if math.isfinite(value)] for detail in ("fine-grained", "regional")
-    ]
+    sides = [found.get(detail, []) for detail in ("fine-grained", "regional")]
+    if not all(sides):
+        raise NotAsked("no method of one of the two kinds was asked for")
+    sides = [[value for value in side if math.isfinite(value)] for side in sides]
     if not all(sides):
         raise UndefinedStatistic("no method of one of the two kinds has maps")
     return float(np.mean(sides[0]) - np.mean(sides[1]))

@@ -116,20 +116,25 @@ def setting(count, first=0):
     quantities, absolute = rng.random((32, 5, 8, 8)), rng.random((32, 5, 8, 8))
     own = slice(first, first + count)
     scanned = Scanned("inner.2", np.arange(32)[own], quantities[own], absolute[own], 1)
-    torch.manual_seed(3)
-    generator = maximisation.Generator(4, SHAPE[0], SHAPE[1:], width=4).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        generator = maximisation.Generator(4, SHAPE[0], SHAPE[1:], width=4).eval()
     return Setting(seed=1, scanned=scanned, infiller=Filler(), generator=generator, box=BOX)
 
 
 def fitting(method, run):
-    """Return the first network that a method fits, and what it gives there."""
+    """Return the first network that a method fits, and what it gives there; it leaves all else alone."""
     reasons = []
     for make in FITTING:
         network = Fused(make()).train()
+        before = states(network)
         try:
-            return network, run(network)
+            found = run(network)
         except NnscanError as error:
             reasons.append(str(error))
+        else:
+            assert_left_alone(network, before)
+            return network, found
     pytest.fail(f"{method.name} fits no network here, and so cannot be tested; add one to FITTING: {reasons}")
 
 
@@ -195,7 +200,8 @@ def test_a_method_gives_each_input_its_map_and_leaves_all_else_alone(name):
 @pytest.mark.parametrize("name", EXPLAINING)
 def test_a_method_computes_in_the_type_of_its_inputs(name):
     method, x = METHODS[name], images().float()
-    _, found = fitting(method, lambda network: method.explain(network.float(), x, CLASSES, setting(3)))
+    network, _ = fitting(method, lambda network: method.explain(network, images(), CLASSES, setting(3)))
+    found = method.explain(network.float(), x, CLASSES, setting(3))
     assert found.dtype == torch.float32
     assert bool(torch.isfinite(found).all())
 

@@ -196,3 +196,14 @@ def test_equal_scores_give_equal_pages_and_none_gives_a_page(tmp_path, ranking):
     ranking_page(tmp_path / "none.html", "s", refusing, METRICS, [CONTROL], {})
     assert "No method has a score here." in (tmp_path / "none.html").read_text(encoding="utf-8")
     ranking_page(tmp_path / "none.html", "s", refusing[:0], METRICS, [CONTROL], {})
+
+
+def test_a_method_that_is_as_good_as_a_control_is_not_better(tmp_path):
+    scores = ranked_scores()
+    scores.loc[(scores["method"] == "b <i>") & (scores["quantity"] == "deletion"), "ours"] = 0.3  # the control's
+    ranking_page(tmp_path / "page.html", "s", scores, METRICS, [CONTROL], {})
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    row = re.search(r"<th scope=\"row\">b &lt;i&gt;</th>(.*?)</tr>", page[page.index("<h3>Scores</h3>") :], re.S)[1]
+    deletion = re.findall(r"<td.*?</td>", row)[0]
+    assert "rank 2.5 of 5" in deletion
+    assert "behind" in deletion

@@ -12,7 +12,7 @@ from nnscan.contents import CONTENTS, TABLES
 from nnscan.explainers import METHODS
 from nnscan.rankings import FILES, IMAGES, MEASURES, RETRAINING
 from nnscan.rendering import read_csv, readable, render
-from nnscan.tables import MISSING, STATEMENTS, UndefinedStatistic, read_published
+from nnscan.tables import MISSING, STATEMENTS, NotAsked, UndefinedStatistic, read_published
 from result_files import fill, make_runs, pick, put_pictures, put_retrained, put_scores
 
 NAN = math.nan
@@ -350,6 +350,19 @@ def test_claims_are_judged_where_the_study_asks_for_their_methods(published, tmp
     assert {one.statistic for one in claims if one.id in lacking} == {
         name for name in survey.STATISTICS if name.startswith(("iou_", "time_", "retrained_"))
     }
+
+
+def test_kinds_of_detail_need_a_method_of_each(tmp_path):
+    run, statistic = make_runs(tmp_path, "lenet5", seeds=(0,))[0], survey.STATISTICS["roughness_fine_over_regional"]
+    rough = {("vanilla_gradient", "roughness", ""): [0.9], ("fq", "roughness", ""): [5.0]}
+    put_scores(run, "faithfulness", {**rough, ("random", "roughness", ""): [1.0]})
+    with pytest.raises(NotAsked):
+        statistic(run)
+    put_scores(run, "faithfulness", {**rough, ("grad_cam", "roughness", ""): [NAN]})
+    with pytest.raises(UndefinedStatistic, match="has maps"):
+        statistic(run)
+    put_scores(run, "faithfulness", {**rough, ("grad_cam", "roughness", ""): [0.2], ("rise", "roughness", ""): [0.4]})
+    assert statistic(run) == pytest.approx(0.6)
 
 
 def test_differences_are_of_the_same_images(tmp_path):
