@@ -151,15 +151,16 @@ DRAWN_PROTOTYPE = 0.02  # a prototype on its image in the sheet
 EXPLAINING = 6e-3  # check an explainer's inputs and copy the network, besides its parameters
 COPIED_PARAMETER = 1e-9  # a parameter of that copy
 EXPLAINED_STEP, EXPLAINED_MODULE = 3e-4, 3e-5  # a batch that an explainer passes; a module in it, back and forth
-EXPLAINED_VALUE = 1.5e-9  # a number of an image, or of a mask, in what an explainer computes beside
+EXPLAINED_VALUE = 1e-9  # a number of an image, or of a mask, in what an explainer computes beside
 SURROGATE = 0.02  # segments of an image, and the linear model of what is hidden
-HELPER = 1.6  # convolutions of a small helper network take as long as so many multiply-adds of large matrix products
+HELPER = 1.2  # convolutions of a small helper network take as long as so many multiply-adds of large matrix products
 HELPER_STEP = 0.012  # a step of its training, besides its multiply-adds
 HIDDEN_PIXEL = 1e-8  # a pixel of the masks that it is trained with
 COMPARED_PIXEL = 4e-7  # a pixel of two maps of which the ranks and the structure are compared
 DISTANT_VALUE = 2e-9  # a value in the distance of a made image from a training image
 ATTACKED = 12  # passes of the network, back and forth, in a step of an attack
-SHEET, DRAWN_MAP = 8, 0.02  # images on the sheet of all maps, about; a map on it
+WATCHED = 1.3  # explain images one by one while memory is looked at
+SHEET, DRAWN_MAP = 6, 0.02  # images on the sheet of all maps; a map on it
 ORDERED_PIXEL = 2.5e-7  # a pixel of a map whose order is found, and removed from its image
 SCORE_BYTES = 12  # a row of scores, packed
 GPU_MODULE = 1e-4  # a module in a step of training on a GPU, however small: its operations have to be started
@@ -1430,6 +1431,7 @@ class Effort(NamedTuple):
         copies: Copies of the image that pass.
         rounds: How often they do, each time after the other.
         values: Numbers for each value of a copy that are computed beside, in each round.
+        masks: The same for each pixel of a copy.
         seconds: Processor time of all else.
     """
 
@@ -1437,6 +1439,7 @@ class Effort(NamedTuple):
     copies: float = 1
     rounds: float = 1
     values: float = 0
+    masks: float = 0
     seconds: float = 0
 
 
@@ -1445,10 +1448,10 @@ LEVELS, NEIGHBOURS = 8, 49
 
 EFFORTS: Mapping[str, Effort] = {
     "occlusion": Effort(passes=1, copies=15**2),
-    "rise": Effort(passes=1, copies=2000, values=6),
+    "rise": Effort(passes=1, copies=2000, values=2, masks=4),
     "meaningful_perturbation": Effort(rounds=300, values=20 * LEVELS),
-    "extremal_perturbation": Effort(copies=4, rounds=200, values=20 * LEVELS + 6 * NEIGHBOURS),
-    "generative_infilling": Effort(copies=4, rounds=100, values=60),
+    "extremal_perturbation": Effort(copies=4, rounds=200, values=20 * LEVELS, masks=6 * NEIGHBOURS),
+    "generative_infilling": Effort(copies=4, rounds=100, masks=60),
     "smooth_grad": Effort(copies=50, values=6),
     "integrated_gradients": Effort(copies=50, values=6),
     "rectified_gradient": Effort(passes=4),
@@ -1515,7 +1518,7 @@ def explaining(n: Network, methods: Sequence[str], images: int, together: int) -
             continue
         passed = images * effort.copies * effort.rounds
         steps = calls * math.ceil(together * effort.copies / EXPLAINED_BATCH) * effort.rounds
-        values = effort.values * passed * n.images.values
+        values = passed * (effort.values * n.images.values + effort.masks * n.images.pixels)
         work += Work(
             forward=effort.passes * passed * n.forward + calls * n.forward,
             seconds=calls * (EXPLAINING + COPIED_PARAMETER * n.parameters)
@@ -1597,7 +1600,7 @@ def evaluate_explainers(n: Network) -> Work:
             seconds=2 * ATTACK_STEPS * math.ceil(judged / EXPLAINED_BATCH) * EXPLAINED_MODULE * 20 * n.anatomy.modules
             + COMPARED_PIXEL * len(changing) * judged * pixels,
         ),
-        "cost": explaining(n, changing, judged + 1, 1),
+        "cost": explaining(n, changing, judged + 1, 1) * WATCHED,
     }
     if "fq" in methods and n.images.masked:
         asked["cost"] += _sweep_work(n, judged + 1)

@@ -27,6 +27,7 @@ from nnscan import (
     components,
     dimension,
     dissection,
+    exhibits,
     faithfulness,
     gradients,
     infilling,
@@ -79,6 +80,7 @@ from nnscan.estimate import (
     PUBLISHED,
     REMOVED,
     RULES,
+    SHEET,
     SYNTHESES,
     Anatomy,
     Effort,
@@ -657,6 +659,7 @@ def test_constants_are_those_of_the_explainers():
     assert (sanity.STAGES, attacks.STEPS, len(attacks.GOALS)) == (CASCADE, ATTACK_STEPS, 2)
     assert len(stability.EPSILONS) + 2 * stability.DRAWS == NEARBY
     assert perturbations.LEVELS == LEVELS
+    assert inspect.signature(exhibits.explained_images).parameters["count"].default == SHEET
     squares = 2 / perturbations.WINDOW - 1  # along a side, each half as far as the last one
     assert {name: (effort.copies, effort.rounds) for name, effort in EFFORTS.items() if effort.copies > 1} == {
         "occlusion": (squares**2, 1),

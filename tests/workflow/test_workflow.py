@@ -65,7 +65,7 @@ def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_every_study_plans_each_of_its_runs(repository: Path, tmp_path: Path, study: str) -> None:
     output = complete(snakemake(repository, tmp_path, "--dry-run", "--cores", "2", "--configfile", repository / study))
     layout = Layout(read_study(repository / study))
-    lines = [line.split() for line in output.splitlines() if line.startswith(("train_", "scan_"))]
+    lines = [line.split() for line in output.splitlines() if line.startswith(("train_model ", "scan_neurons "))]
     counts = {name: int(count) for name, count in lines}
     assert counts == {"train_model": len(layout.runs()), "scan_neurons": len(layout.runs()) * len(layout.shards())}
 
