@@ -59,6 +59,11 @@ def digest(*parts: object) -> str:
     return state.hexdigest()[:16]
 
 
+def seed_of(*parts: bytes) -> int:
+    """Return a seed for torch's generators (63 bits) that is drawn from bytes: the same for the same bytes."""
+    return int.from_bytes(hashlib.sha256(b"".join(parts)).digest()[:8], "big") >> 1
+
+
 def file_digest(path: str | Path) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:

@@ -190,6 +190,12 @@ def synthesised(
     return images, refusals
 
 
+def first_images(dataset: Dataset) -> dict[int, NDArray[np.float32]]:
+    """Return the first image of the validation split of each class there (C, H, W), as fed to a network."""
+    classes, places = np.unique(dataset.splits["validation"].labels, return_index=True)
+    return dict(zip(classes.tolist(), dataset.inputs("validation", places), strict=True))
+
+
 def judged_images(
     images: Mapping[str, Tensor],
     refusals: Mapping[str, str],
@@ -210,11 +216,9 @@ def judged_images(
         method (with "validation": the first image of each class of that split), the columns of
         `maximisation.synthesis_scores`, and reason; a method that refuses has one row without values.
     """
-    labels = dataset.splits["validation"].labels
-    present = [int(np.flatnonzero(labels == number)[0]) for number in np.unique(labels)]
-    real = torch.from_numpy(dataset.inputs("validation", np.array(present)))
-    every = {name: (made, range(len(made))) for name, made in images.items()}
-    every |= {"validation": (real, labels[present].tolist())}
+    real = first_images(dataset)
+    every: dict[str, tuple[Tensor, Sequence[int]]] = {name: (made, range(len(made))) for name, made in images.items()}
+    every["validation"] = torch.from_numpy(np.stack(list(real.values()))), list(real)
     parts = [
         synthesis_scores(shown, classes, model, judges, dataset).assign(method=name, reason="")
         for name, (shown, classes) in every.items()

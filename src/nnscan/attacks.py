@@ -8,7 +8,6 @@ as it is. The changed inputs are then explained by other methods, which were not
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,16 +16,16 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
+from nnscan.backprop import operations
 from nnscan.errors import ModelError, ScanError
 from nnscan.explanations import Method
 from nnscan.gradients import saliency
 from nnscan.metrics import COLUMNS, Inputs, Metric, Score, changed_maps, frame, judged
 from nnscan.models import logits, prepare
-from nnscan.resemblance import ordered, peak_count, rank_correlation, shared_peaks
-from nnscan.scores import BATCH, checked, own_scores
+from nnscan.resemblance import UNDEFINED, ordered, peak_count, rank_correlation, shared_peaks
+from nnscan.scores import BATCH, class_scores, own_scores, ready
 
 BUDGET = 8 / 255
 """Largest change of a pixel, as a share of its channel's range."""
@@ -60,7 +59,6 @@ GOALS: tuple[Goal, ...] = ("target", "peaks")
 CHANCE = "chance"
 """Case: the input with random signs, as large as the budget, which no one has aimed."""
 
-_UNDEFINED = "a map is constant"
 _CASES = (
     "'target': the gradient map was driven to a frame along the border; 'peaks': away from its largest pixels; "
     "'chance': a random change of the same size, as a control"
@@ -151,18 +149,12 @@ class _SmoothReLUs(TorchFunctionMode):
 
 def _check_smooth(scores: Tensor) -> None:
     """Raise a ModelError where class scores were computed with straight pieces that softplus has not replaced."""
-    waiting, seen, found = [scores.grad_fn], set[Node](), set[str]()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting.extend(parent for parent, _ in node.next_functions)
-        operation = re.sub(r"Backward\d*$", "", node.name())
-        if node.name().startswith("torch::jit"):
+    found = set()
+    for name, _ in operations(scores):
+        if name.startswith("torch::jit"):
             found.add("scripted code")
-        elif operation in _BLIND:
-            found.add(_BLIND[operation])
+        elif name in _BLIND:
+            found.add(_BLIND[name])
     if found:
         raise ModelError(
             "the attack on the gradient needs a network whose only straight pieces are ReLUs, which it replaces by "
@@ -240,7 +232,7 @@ def attack(
     softplus); Ghorbani et al., "Interpretation of Neural Networks Is Fragile" (2019), alg. 1 (top-k; sign steps,
     budget in the largest norm).
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     if target is not None and (target.shape != (len(x), *x.shape[2:]) or bool((target < 0).any())):
         raise ScanError(f"target maps {tuple(target.shape)} do not fit the inputs {tuple(x.shape)}, or are negative")
     within, lowest, highest = (bound.to(x) for bound in (budget, low, high))
@@ -318,11 +310,7 @@ def _by_chance(model: nn.Module, inputs: Inputs, budget: float) -> tuple[Tensor,
     signs = torch.randint(0, 2, inputs.x.shape[1:], generator=generator).to(inputs.x) * 2 - 1
     x = torch.clamp(inputs.x + budget * inputs.range * signs, inputs.low, inputs.high)
     prepared = prepare(model)
-    with torch.no_grad():
-        before, after = (
-            torch.cat([logits(prepared(part.clone())) for part in torch.split(images, BATCH)]).softmax(1)
-            for images in (inputs.x, x)
-        )
+    before, after = (class_scores(prepared, images).softmax(1) for images in (inputs.x, x))
     return x, (after - before).abs().amax(1)
 
 
@@ -365,11 +353,11 @@ def attack_scores(model: nn.Module, inputs: Inputs, methods: Iterable[Method], b
         maps = changed_maps(method, model, inputs.x, inputs)
         for goal, (x, _) in reached.items():
             after = changed_maps(method, model, x, inputs)
-            yield Score("attack_rank", rank_correlation(maps, after), goal, _UNDEFINED)
-            yield Score("attack_peaks", shared_peaks(maps, after), goal, _UNDEFINED)
+            yield Score("attack_rank", rank_correlation(maps, after), goal, UNDEFINED)
+            yield Score("attack_peaks", shared_peaks(maps, after), goal, UNDEFINED)
             if goal != "peaks":
                 grown = rank_correlation(after, target) - rank_correlation(maps, target)
-                yield Score("attack_approach", grown, goal, _UNDEFINED)
+                yield Score("attack_approach", grown, goal, UNDEFINED)
 
     changes = [Score(PREDICTION.name, moved.cpu().numpy(), goal) for goal, (_, moved) in reached.items()]
     parts = [judged(methods, inputs.samples, METRICS, judge), frame(inputs.samples, "", changes)]

@@ -15,7 +15,7 @@ from nnscan.errors import ModelError
 from nnscan.explanations import Method, simply
 from nnscan.gating import Attention, ChannelAttention, ClassMasks, SpatialMask
 from nnscan.models import capture, counted_calls, prepare
-from nnscan.scores import BATCH, checked, drawn_up
+from nnscan.scores import BATCH, checked, drawn_up, own_scores
 
 _OPTIONS: dict[type[nn.Module], Attention] = {ChannelAttention: "se", SpatialMask: "cbam", ClassMasks: "class"}
 
@@ -100,7 +100,7 @@ def class_attention(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tens
         raise ModelError(
             f"the attention has masks for {masks.shape[1]} classes, but class {max(classes)} was asked for"
         )
-    return drawn_up(masks[torch.arange(len(x), device=x.device), torch.tensor(classes, device=x.device)], x)
+    return drawn_up(own_scores(masks, classes), x)
 
 
 METHODS = (

@@ -189,32 +189,34 @@ class _RuledReLUs(TorchFunctionMode):
         return result
 
 
-def _graph(*tensors: Tensor) -> Iterator[Node]:
-    """Yield every operation that the tensors were computed with."""
+def operations(*tensors: Tensor, behind: Tensor | None = None) -> Iterator[tuple[str, Node]]:
+    """Yield every operation that tensors were computed with, by torch's name for it ("Relu", "Convolution").
+
+    Args:
+        tensors: Tensors with a graph.
+        behind: A tensor on the way; what it was computed with is left out.
+    """
     waiting = [tensor.grad_fn for tensor in tensors]
-    seen: set[Node] = set()
+    seen: set[Node | None] = {None, None if behind is None else behind.grad_fn}
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
             waiting.extend(parent for parent, _ in node.next_functions)
-            yield node
+            yield re.sub(r"Backward\d*$", "", node.name().removeprefix("torch::autograd::")), node
 
 
 def _check_guided(model: nn.Module, *tensors: Tensor) -> None:
     """Raise a ModelError where a tensor was computed with anything for which the guided rule is not defined."""
     found: set[str] = set()
-    for node in _graph(*tensors):
-        name = node.name()
+    for name, node in operations(*tensors):
         if name.startswith("torch::jit"):
             found.add("scripted code")
         elif isinstance(node, BackwardCFunction):
-            if name != f"{_GuidedReLU.__name__}Backward":
-                found.add(f"the custom function {name.removesuffix('Backward')}")
-        else:
-            operation = re.sub(r"Backward\d*$", "", name)
-            if operation in _REFUSED:
-                found.add(_REFUSED[operation])
+            if name != _GuidedReLU.__name__:
+                found.add(f"the custom function {name}")
+        elif name in _REFUSED:
+            found.add(_REFUSED[name])
     if found:
         modules = [
             f"{name} ({type(module).__name__})"

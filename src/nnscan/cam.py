@@ -7,19 +7,18 @@ none, and as it stretches every map to [0, 1], so that maps of several inputs co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
+from nnscan.backprop import operations
 from nnscan.errors import ModelError
 from nnscan.explanations import Method, simply
-from nnscan.models import logits, prepare
-from nnscan.scores import BATCH, checked, drawn_up, own_scores
+from nnscan.models import logits
+from nnscan.scores import BATCH, drawn_up, own_scores, ready
 
 _LINEAR = frozenset(
     (
@@ -84,19 +83,6 @@ def _maps_and_scores(prepared: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return found.maps, scores
 
 
-def _nodes_between(scores: Tensor, maps: Tensor) -> set[str]:
-    """Return the names of the operations that lead from the maps to the scores."""
-    waiting, seen, names = [scores.grad_fn], set[Node](), set[str]()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node is maps.grad_fn or node in seen:
-            continue
-        seen.add(node)
-        names.add(re.sub(r"Backward\d*$", "", node.name()))
-        waiting.extend(parent for parent, _ in node.next_functions)
-    return names
-
-
 @torch.inference_mode(False)
 def cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
     """Return the class activation maps `sum_k w_ck A_k` (N, H, W), signed, in units of the class score.
@@ -116,12 +102,12 @@ def cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
 
     Source: Zhou et al., "Learning Deep Features for Discriminative Localization" (2016).
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     parts = []
     for start in range(0, len(x), BATCH):
         part = x[start : start + BATCH]
         maps, scores = _maps_and_scores(prepared, part)
-        other = sorted(_nodes_between(scores, maps) - _LINEAR)
+        other = sorted({name for name, _ in operations(scores, behind=maps)} - _LINEAR)
         (gradient,) = torch.autograd.grad(own_scores(scores, classes[start : start + BATCH]).sum(), maps)
         mean = gradient.mean((2, 3), keepdim=True)
         if other or not torch.allclose(
@@ -155,7 +141,7 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
 
     Source: Selvaraju et al., "Grad-CAM" (2017).
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     parts = []
     for start in range(0, len(x), BATCH):
         part = x[start : start + BATCH]
@@ -187,7 +173,7 @@ def grad_cam_plus_plus(model: nn.Module, x: Tensor, classes: Sequence[int]) -> T
 
     Source: Chattopadhay et al., "Grad-CAM++" (2018), eq. 10, 11 and 19.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     parts = []
     for start in range(0, len(x), BATCH):
         part = x[start : start + BATCH]
@@ -226,7 +212,7 @@ def score_cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
 
     Source: Wang et al., "Score-CAM" (2020), algorithm 1, with the class score before the softmax as f.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     parts = []
     for one, label in zip(torch.split(x, 1), classes, strict=True):
         maps = _maps_and_scores(prepared, one)[0].detach()[0]

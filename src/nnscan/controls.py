@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from scipy.ndimage import sobel
 from torch import Tensor, nn
 
+from nnscan.artifacts import seed_of
 from nnscan.explanations import Method, Setting, simply
 from nnscan.scores import checked
 
@@ -34,8 +34,8 @@ def random_maps(model: nn.Module, x: Tensor, classes: Sequence[int], setting: Se
     x = checked(model, x, classes)
     maps = []
     for one in x.cpu():
-        told = hashlib.sha256(str(setting.seed).encode() + one.contiguous().numpy().tobytes()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(told[:8], "big") >> 1)
+        own = seed_of(str(setting.seed).encode(), one.contiguous().numpy().tobytes())
+        generator = torch.Generator().manual_seed(own)
         maps.append(torch.rand(one.shape[1:], generator=generator, dtype=torch.float64))
     return torch.stack(maps).to(x)
 

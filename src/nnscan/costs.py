@@ -144,11 +144,7 @@ def measured(device: torch.device) -> Iterator[Cost]:
 
 def _of_one(setting: Setting, number: int) -> Setting:
     """Return what methods are given of one input alone."""
-    if setting.scanned is None:
-        return setting
-    own = slice(number, number + 1)
-    parts = {name: getattr(setting.scanned, name)[own] for name in ("samples", "quantities", "absolute")}
-    return replace(setting, scanned=replace(setting.scanned, **parts))
+    return setting if setting.scanned is None else replace(setting, scanned=setting.scanned.part(np.array([number])))
 
 
 def cost_scores(model: nn.Module, inputs: Inputs, methods: Iterable[Method]) -> pd.DataFrame:

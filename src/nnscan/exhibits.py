@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nnscan.atlas import Atlas
+from nnscan.atlas import Atlas, first_images
 from nnscan.broden import Broden
 from nnscan.data import Dataset, stratified_sample
 from nnscan.dissection import Feed, Probe, Upsampling, View, dissected_modules
@@ -179,10 +179,7 @@ def painted_images(
     """
     if not images and not refusals:
         return []
-    labels = dataset.splits["validation"].labels
-    present = [int(np.flatnonzero(labels == number)[0]) for number in np.unique(labels)]
-    real = dict(zip(labels[present].tolist(), dataset.inputs("validation", np.array(present)), strict=True))
-    every: dict[str, Mapping[int, NDArray[np.floating]]] = {VALIDATION: real}
+    every: dict[str, Mapping[int, NDArray[np.floating]]] = {VALIDATION: first_images(dataset)}
     every |= {name: dict(enumerate(images[name])) for name in methods if name in images}
     rows = []
     for name, pictures in every.items():

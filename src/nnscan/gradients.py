@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from nnscan.backprop import deconvolved_scores, guided_scores, rectified_scores
 from nnscan.explanations import Method, Setting, simply
-from nnscan.models import logits, prepare
-from nnscan.scores import BATCH, Explainer, checked, own_scores, rises
+from nnscan.models import logits
+from nnscan.scores import BATCH, Explainer, checked, own_scores, ready, rises
 
 STEPS = 50
 """Places on the way from the baseline at which integrated gradients takes a gradient."""
@@ -51,7 +51,7 @@ def score_gradients(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tens
 
     Source: Simonyan et al. 2013, eq. 4; Wang Xinyuan, bachelor's thesis, eq. 2-2.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     starts = range(0, len(x), BATCH)
     return torch.cat([_gradients(prepared, x[i : i + BATCH], classes[i : i + BATCH]) for i in starts])
 
@@ -82,7 +82,7 @@ def smoothed_gradients(model: nn.Module, x: Tensor, classes: Sequence[int], seed
 
     Source: Smilkov et al., "SmoothGrad: removing noise by adding noise" (2017), ch. 3.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     means = []
     for one, label in zip(x, classes, strict=True):
         spread = NOISE * (one.max() - one.min())
@@ -112,7 +112,7 @@ def integrated_attributions(model: nn.Module, x: Tensor, classes: Sequence[int])
     Source: Sundararajan et al., "Axiomatic Attribution for Deep Networks" (2017); Wang Xinyuan, bachelor's thesis,
     eq. 2-3. Its eq. 2-4 lacks the derivative's sign and is read as the sum that approximates eq. 2-3.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     method = IntegratedGradients(lambda inputs: logits(prepared(inputs.clone())))
     targets = torch.tensor(classes, device=x.device)
     parts = [

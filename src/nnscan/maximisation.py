@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -24,6 +23,7 @@ from nnscan.errors import ModelError, ScanError
 from nnscan.explanations import Method, Setting
 from nnscan.fitting import Fitting, fit
 from nnscan.models import (
+    capture,
     chosen_device,
     device_of,
     evaluation,
@@ -33,7 +33,7 @@ from nnscan.models import (
     read_state,
     save_weights,
 )
-from nnscan.scores import BATCH, answers, checked, own_scores
+from nnscan.scores import BATCH, answers, class_scores, own_scores, ready
 from nnscan.smoothing import blurred
 from nnscan.training import deterministic, split_tensors, write_csv
 
@@ -110,8 +110,7 @@ def activation_maximisation(
     generator = torch.Generator().manual_seed(setting.seed)
     noise = torch.randn((1, *shape), generator=generator).to(low)
     start = (NOISE * (high - low) * noise).clamp(low, high).expand(len(classes), *shape)
-    prepared = prepare(model)
-    checked(model, start, classes)
+    start, prepared = ready(model, start, classes)
     reach, sigma = round(JITTER * min(shape[1:])), BLUR * min(shape[1:])
     shifts = torch.randint(-reach, reach + 1, (STEPS, 2), generator=generator).tolist()
     parts = []
@@ -162,20 +161,10 @@ class Head:
             ModelError: The class scores are not what one linear layer gives.
         """
         self._prepared = prepared
-        found: list[tuple[str, Tensor]] = []
-
-        def record(name: str) -> Any:
-            return lambda module, args, output: found.append((name, output.clone()))
-
-        layers = [(name, module) for name, module in prepared.named_modules() if isinstance(module, nn.Linear)]
-        handles = [module.register_forward_hook(record(name)) for name, module in layers]
-        try:
-            with torch.no_grad():
-                scores = logits(prepared(x.clone()))
-        finally:
-            for handle in handles:
-                handle.remove()
-        last = [name for name, output in found if output.shape == scores.shape and torch.equal(output, scores)]
+        linear = [name for name, module in prepared.named_modules() if isinstance(module, nn.Linear)]
+        with torch.no_grad(), capture(prepared, linear) as outputs:
+            scores = logits(prepared(x.clone()))
+        last = [name for name, output in outputs.items() if torch.equal(output, scores)]
         if not last:
             raise ModelError(
                 "a generator is trained on the input of the linear layer that gives the class scores, and this network "
@@ -421,8 +410,7 @@ def generator_maximisation(
         first = made(start[:1])
     if tuple(first.shape) != (1, *shape):
         raise ModelError(f"the generator makes images of {tuple(first.shape[1:])}, not of {shape}; it is of other data")
-    checked(model, first.expand(len(classes), *shape), classes)
-    prepared = prepare(model)
+    _, prepared = ready(model, first.expand(len(classes), *shape), classes)
     parts = []
     for number in range(0, len(classes), BATCH):
         own = classes[number : number + BATCH]
@@ -470,13 +458,11 @@ def synthesis_scores(
         ScanError: Classes are not one for each image, or training images have another shape.
         ModelError: A network has no such class scores.
     """
-    x = checked(model, images, classes)
+    x, prepared = ready(model, images, classes)
     train = torch.from_numpy(dataset.inputs("train"))
     if train.shape[1:] != x.shape[1:]:
         raise ScanError(f"images {tuple(x.shape[1:])} cannot be compared with training images {tuple(train.shape[1:])}")
-    prepared = prepare(model)
-    with torch.no_grad():
-        scores = torch.cat([logits(prepared(part.clone())) for part in torch.split(x, BATCH)]).double()
+    scores = class_scores(prepared, x).double()
     given = [answers(judge, x.to(device_of(judge), dtype_of(judge))) for judge in judges]
     agreement = [
         sum(answer[place] == label for answer in given) / len(given) if given else math.nan

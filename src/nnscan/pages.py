@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from nnscan.artifacts import atomic_path
+from nnscan.markup import write_page
 from nnscan.metrics import Metric
 from nnscan.rankings import FEWEST, MEASURES, agreement, by_question, disputed, places, ranked, wide
 from nnscan.similarities import seed_curves
@@ -147,21 +147,14 @@ def ranking_page(
         }
         for place, ((dataset, model), own) in enumerate(scores.groupby(["dataset", "model"], sort=False), start=1)
     ]
-    environment = Environment(
-        loader=PackageLoader("nnscan", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("explainers.html.j2").render(
+    write_page(
+        path,
+        "explainers.html.j2",
         study=study,
         meanings=[(question, asks, _meanings(metrics, question)) for question, asks in ASKED.items()],
         overview=_overview({one["title"]: one["overall"] for one in networks}, controls),
         networks=networks,
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _meanings(metrics: Sequence[Metric], question: str) -> list[dict[str, str]]:

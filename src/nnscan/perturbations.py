@@ -19,7 +19,7 @@ from torch.nn import functional
 from nnscan.errors import ModelError
 from nnscan.explanations import Method, Setting, simply
 from nnscan.models import logits, prepare
-from nnscan.scores import BATCH, checked, own_scores
+from nnscan.scores import BATCH, own_scores, ready
 from nnscan.smoothing import blurred, gaussian_weights
 
 # Side of images in the papers that give lengths in pixels.
@@ -124,7 +124,7 @@ def occlusion(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
     Source: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks" (2014), section 4.2; the paper
     maps the class probability, which hardly moves where a network is sure. Si et al. 2022, table 3.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     method = Occlusion(lambda inputs: logits(prepared(inputs.clone())))
     window = [min(int(side), max(2, round(WINDOW * side))) for side in x.shape[2:]]
     parts = []
@@ -186,7 +186,7 @@ def rise(model: nn.Module, x: Tensor, classes: Sequence[int], setting: Setting) 
     Source: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models" (2018), eq. 6; Si et
     al. 2022, fig. 6.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     generator = torch.Generator().manual_seed(setting.seed)
     cells = torch.rand((RISE_MASKS, RISE_GRID, RISE_GRID), generator=generator) < RISE_KEPT
     shifts = torch.rand((RISE_MASKS, 2), dtype=torch.float64, generator=generator)
@@ -279,7 +279,7 @@ def meaningful_perturbation(model: nn.Module, x: Tensor, classes: Sequence[int],
     Source: Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful Perturbation" (2017), eq. 6 and
     section 4.3; Si et al. 2022, fig. 5.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     cells, side = _cells(x, MEANINGFUL_CELL, MEANINGFUL_MOST), min(x.shape[2:])
     enlarged, reach = _enlargement(cells, x), round(MEANINGFUL_JITTER * side)
     generator = torch.Generator().manual_seed(setting.seed)
@@ -374,7 +374,7 @@ def extremal_masks(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tenso
     Source: Fong, Patrick, Vedaldi, "Understanding Deep Networks via Extremal Perturbations and Smooth Masks" (2019),
     sections 3.1 to 3.3; constants from the authors' code.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     smooth = _smooth_masks(x)
     step = max(1, math.ceil(max(x.shape[2:]) / EXTREMAL_CELLS))
     cells = [math.ceil(side / step) for side in x.shape[2:]]
@@ -431,7 +431,7 @@ def generative_infilling(model: nn.Module, x: Tensor, classes: Sequence[int], se
     Source: Chang et al., "Explaining Image Classifiers by Counterfactual Generation" (2019), section 3; the same idea
     with other maps: Agarwal and Nguyen 2020. Si et al. 2022, fig. 7.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     if setting.infiller is None:
         raise ModelError(
             "generative infilling needs a network that fills hidden pixels, and the setting has no infiller; train one "

@@ -648,8 +648,7 @@ def train_prototypes(
     folder = Path(folder)
     tensors = {split: split_tensors(dataset, split) for split in SPLITS}
     start = [value.cpu().numpy() for value in model.state_dict().values()]
-    kind = chosen_device().type
-    key = digest(asdict(protocol), dataset.digest, seed, kind, origin.get("model"), origin.get("code"), *start)
+    key = digest(asdict(protocol), dataset.digest, seed, origin.get("model"), origin.get("code"), *start)
     state_path, steps = folder / "state_prototypes.pt", schedule(protocol)
     with deterministic():
         torch.manual_seed(seed)

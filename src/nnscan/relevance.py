@@ -36,14 +36,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import Node
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from nnscan.backprop import operations
 from nnscan.errors import ModelError, ScanError
 from nnscan.explanations import Method, Setting, simply
-from nnscan.models import logits, prepare
-from nnscan.scores import BATCH, checked, own_scores
+from nnscan.models import logits
+from nnscan.scores import BATCH, checked, class_scores, own_scores, ready
 
 EPSILON = 0.01
 """The epsilon rule's stabiliser, as a share of the root mean square of a layer's values for the input.
@@ -490,14 +490,8 @@ def _check(scores: Tensor) -> None:
     """Raise a ModelError where scores were computed with anything that has no rule."""
     if scores.grad_fn is None:
         raise ModelError("the class scores do not depend on the input in a differentiable way")
-    waiting, seen, found = [scores.grad_fn], set[Node](), set[str]()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        waiting.extend(parent for parent, _ in node.next_functions if parent is not None)
-        name = re.sub(r"Backward\d*$", "", node.name().removeprefix("torch::autograd::"))
+    found = set()
+    for name, node in operations(scores):
         if name.startswith("torch::jit"):
             found.add("scripted code")
         elif isinstance(node, BackwardCFunction):
@@ -524,7 +518,7 @@ def _relevance(
     model: nn.Module, x: Tensor, classes: Sequence[int], rule: _Rule, start: _Start, box: Box | None = None
 ) -> Tensor:
     """Return the relevance (N, H, W) of each pixel, summed over its channels."""
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     if box is not None and any(len(end) != x.shape[1] for end in box):
         raise ScanError(f"the box of the pixels is that of {len(box[0])} channels, the inputs have {x.shape[1]}")
     parts = []
@@ -694,10 +688,8 @@ def softmax_gradient_lrp(model: nn.Module, x: Tensor, classes: Sequence[int], se
 
 def _own_scores(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
     """Return each input's score of its class (N,)."""
-    x, prepared = checked(model, x, classes), prepare(model)
-    with torch.no_grad():
-        scores = [logits(prepared(part.clone())) for part in torch.split(x, BATCH)]
-    return own_scores(torch.cat(scores), classes)
+    x, prepared = ready(model, x, classes)
+    return own_scores(class_scores(prepared, x), classes)
 
 
 def _sizes(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from nnscan.artifacts import atomic_path
 from nnscan.claims import EVERY, VERDICTS
 from nnscan.errors import ArtifactError
+from nnscan.markup import write_page
 from nnscan.rendering import number, readable, to_html
 from nnscan.tables import MODELS, Row, Table, records_of
 
@@ -80,14 +79,9 @@ def write_report(
         ArtifactError: A figure is missing, damaged or no PNG image, or the page cannot be written.
     """
     shown = {table.id for table, _ in tables}
-    environment = Environment(
-        loader=PackageLoader("nnscan", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        "report.html.j2",
         study=study,
         models=[MODELS.get(model, model) for model in study.models],
         counts={verdict: int((claims["verdict"] == verdict).sum()) for verdict in VERDICTS},
@@ -119,8 +113,6 @@ def write_report(
         provenance=provenance,
         provenance_columns=list(dict.fromkeys(name for row in provenance for name in row)),
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _network(row: Row) -> tuple[str, str]:

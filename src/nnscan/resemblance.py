@@ -17,6 +17,9 @@ TIES_SEED = 0
 PEAKS = 0.1
 """Share of a map's pixels that counts as its largest."""
 
+UNDEFINED = "a map is constant"
+"""Why an input has no correlation or no shared peaks."""
+
 _SIGMA, _TRUNCATE = 1.5, 3.5  # of SSIM's window: 11 x 11 pixels
 
 Values = NDArray[np.float64]

@@ -7,7 +7,6 @@ al., "Sanity Checks for Saliency Maps", 2018).
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -15,11 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from nnscan.artifacts import seed_of
 from nnscan.errors import ModelError
 from nnscan.explanations import Method
 from nnscan.metrics import Inputs, Metric, Score, changed_maps, judged
 from nnscan.models import device_of
-from nnscan.resemblance import Values, rank_correlation, structure_correlation
+from nnscan.resemblance import UNDEFINED, Values, rank_correlation, structure_correlation
 
 STAGES = 4
 """Stages of the cascade at which maps are compared."""
@@ -27,84 +27,42 @@ STAGES = 4
 ALL = "all"
 """Case of the cascade's last stage, at which every layer is random."""
 
-_UNDEFINED = "a map is constant"
-_PAPER, _YEAR = "Adebayo et al., Sanity Checks", 2018
 _CASES = "the layer from which on, up to the output, all are random; 'all' for the whole network"
 
-METRICS = (
+_KINDS = {
+    "parameters": ("random parameters", "a network whose last layers are random", _CASES),
+    "labels": ("random labels", "a network trained on shuffled labels", ""),
+}
+"""What is random: the title, the network that the maps are compared with, and what cases mean."""
+
+_MEASURES = {
+    "rank": ("rank correlation", "Spearman's correlation of the signed map with that of {}."),
+    "rank_size": (
+        "rank correlation of sizes",
+        "Spearman's correlation of the map's absolute values with those of {}.",
+    ),
+    "ssim": (
+        "SSIM of sizes",
+        "SSIM of the map's absolute values, each map divided by its largest, and those of {}.",
+    ),
+}
+"""How maps are compared (`similarities`): the title and what it means."""
+
+METRICS = tuple(
     Metric(
-        name="parameters_rank",
-        title="random parameters, rank correlation",
+        name=f"{kind}_{measure}",
+        title=f"{random}, {title}",
         question="sanity",
         direction="lower",
         low=-1,
         high=1,
-        paper=_PAPER,
-        year=_YEAR,
-        meaning="Spearman's correlation of the signed map with that of a network whose last layers are random.",
-        cases=_CASES,
-    ),
-    Metric(
-        name="parameters_rank_size",
-        title="random parameters, rank correlation of sizes",
-        question="sanity",
-        direction="lower",
-        low=-1,
-        high=1,
-        paper=_PAPER,
-        year=_YEAR,
-        meaning="Spearman's correlation of the map's absolute values with those of a network whose last layers are "
-        "random.",
-        cases=_CASES,
-    ),
-    Metric(
-        name="parameters_ssim",
-        title="random parameters, SSIM of sizes",
-        question="sanity",
-        direction="lower",
-        low=-1,
-        high=1,
-        paper=_PAPER,
-        year=_YEAR,
-        meaning="SSIM of the map's absolute values, each map divided by its largest, and those of a network whose last "
-        "layers are random.",
-        cases=_CASES,
-    ),
-    Metric(
-        name="labels_rank",
-        title="random labels, rank correlation",
-        question="sanity",
-        direction="lower",
-        low=-1,
-        high=1,
-        paper=_PAPER,
-        year=_YEAR,
-        meaning="Spearman's correlation of the signed map with that of a network trained on shuffled labels.",
-    ),
-    Metric(
-        name="labels_rank_size",
-        title="random labels, rank correlation of sizes",
-        question="sanity",
-        direction="lower",
-        low=-1,
-        high=1,
-        paper=_PAPER,
-        year=_YEAR,
-        meaning="Spearman's correlation of the map's absolute values with those of a network trained on shuffled "
-        "labels.",
-    ),
-    Metric(
-        name="labels_ssim",
-        title="random labels, SSIM of sizes",
-        question="sanity",
-        direction="lower",
-        low=-1,
-        high=1,
-        paper=_PAPER,
-        year=_YEAR,
-        meaning="SSIM of the map's absolute values, each map divided by its largest, and those of a network trained on "
-        "shuffled labels.",
-    ),
+        paper="Adebayo et al., Sanity Checks",
+        year=2018,
+        meaning=meaning.format(network),
+        cases=cases,
+    )
+    for kind, (random, network, cases) in _KINDS.items()
+    for measure, (title, meaning) in _MEASURES.items()
 )
 """The metrics of `sanity_scores`."""
 
@@ -156,9 +114,9 @@ def _reset(name: str, module: nn.Module, seed: int) -> None:
             f"{name or 'the model'} ({type(module).__name__}) has parameters but no method reset_parameters that would "
             "make them random"
         )
-    own = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(own)  # not torch.manual_seed, which reaches every GPU's generator
+        # not torch.manual_seed, which reaches every GPU's generator
+        torch.default_generator.manual_seed(seed_of(f"{seed} {name}".encode()))
         reset()
 
 
@@ -217,6 +175,6 @@ def sanity_scores(
         for kind, case, network in networks:
             found = similarities(maps, changed_maps(method, network, inputs.x, inputs))
             for name, values in found.items():
-                yield Score(f"{kind}_{name}", values, case, _UNDEFINED)
+                yield Score(f"{kind}_{name}", values, case, UNDEFINED)
 
     return judged(methods, inputs.samples, metrics, judge)

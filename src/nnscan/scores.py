@@ -21,38 +21,45 @@ Explainer = Callable[[nn.Module, Tensor, Sequence[int]], Tensor]
 
 
 def checked(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
-    """Return the inputs on the model's device.
+    """Return the inputs on the model's device; see `ready` for what is checked."""
+    return ready(model, x, classes)[0]
+
+
+def ready(model: nn.Module, x: Tensor, classes: Sequence[int]) -> tuple[Tensor, nn.Module]:
+    """Return the inputs on the model's device, and the model prepared (`models.prepare`).
 
     Raises:
-        ScanError: They are no images, or the classes are not one for each.
+        ScanError: The inputs are no images, or the classes are not one for each.
         ModelError: The network has no such class scores.
     """
     if x.ndim != 4 or not len(x) or not x.is_floating_point():
         raise ScanError(f"expected a floating-point tensor (N, C, H, W), got {tuple(x.shape)} of {x.dtype}")
     if len(classes) != len(x):
         raise ScanError(f"{len(classes)} classes were given for {len(x)} inputs; one per input is needed")
-    x = x.detach().to(device_of(model))
-    with torch.no_grad():
-        scores = logits(prepare(model)(x[:1].clone()))
+    x, prepared = x.detach().to(device_of(model)), prepare(model)
+    scores = class_scores(prepared, x[:1])
     if scores.ndim != 2 or not all(0 <= number < scores.shape[1] for number in classes):
         raise ModelError(
             f"the model's output has the shape {(len(x), *scores.shape[1:])}, but the class scores {min(classes)} to "
             f"{max(classes)} of each input were asked for"
         )
-    return x
+    return x, prepared
+
+
+@torch.no_grad()
+def class_scores(prepared: nn.Module, x: Tensor) -> Tensor:
+    """Return the class scores (N, classes) that a prepared network gives to inputs (N, C, H, W) on its device."""
+    return torch.cat([logits(prepared(part.clone())) for part in torch.split(x, BATCH)])
 
 
 def own_scores(scores: Tensor, classes: Sequence[int]) -> Tensor:
-    """Return each input's score of its class (n,)."""
+    """Return what scores (n, classes, ...) hold for each input's class (n, ...)."""
     return scores[torch.arange(len(scores), device=scores.device), torch.tensor(classes, device=scores.device)]
 
 
 def answers(model: nn.Module, x: Tensor) -> list[int]:
     """Return the class that a network gives to each input (N, C, H, W)."""
-    prepared = prepare(model)
-    with torch.no_grad():
-        parts = [logits(prepared(part.clone())).argmax(1) for part in torch.split(x.to(device_of(model)), BATCH)]
-    return [int(number) for number in torch.cat(parts)]
+    return class_scores(prepare(model), x.to(device_of(model))).argmax(1).tolist()
 
 
 def rises(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
@@ -60,11 +67,9 @@ def rises(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
 
     It is what attributions add up to where the zero image is their baseline and they are complete.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
-    with torch.no_grad():
-        beginning = logits(prepared(torch.zeros_like(x[:1])))[0, list(classes)]
-        parts = [logits(prepared(part.clone())) for part in torch.split(x, BATCH)]
-    return own_scores(torch.cat(parts), classes) - beginning
+    x, prepared = ready(model, x, classes)
+    beginning = class_scores(prepared, torch.zeros_like(x[:1]))[0, list(classes)]
+    return own_scores(class_scores(prepared, x), classes) - beginning
 
 
 def drawn_up(maps: Tensor, x: Tensor) -> Tensor:

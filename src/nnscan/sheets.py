@@ -75,9 +75,9 @@ def _canvas(figure: Figure, box: tuple[float, float, float, float], columns: int
     return axes
 
 
-def _place(axes: Axes, pictures: NDArray[np.floating], row: float, ratio: float) -> None:
-    """Draw pictures (N, H, W, 3) side by side in a row of the height `ratio`."""
-    for column, picture in enumerate(pictures):
+def _place(axes: Axes, pictures: NDArray[np.floating], row: float, ratio: float, first: int = 0) -> None:
+    """Draw pictures (N, H, W, 3) side by side in a row of the height `ratio`, from a column on."""
+    for column, picture in enumerate(pictures, start=first):
         extent = (column, column + _SHARE, row + _SHARE * ratio, row)
         axes.imshow(picture, extent=extent, interpolation="nearest", aspect="auto")
 
@@ -173,9 +173,7 @@ def synthesis(methods: Sequence[Painted], classes: Sequence[str], heading: str) 
             for column, place in enumerate(chosen):
                 if place not in method.images:
                     continue
-                picture = _colors([method.images[place]])[0]
-                extent = (column, column + _SHARE, top + _SHARE * ratio, top)
-                axes.imshow(picture, extent=extent, interpolation="nearest", aspect="auto")
+                _place(axes, _colors([method.images[place]]), top, ratio, column)
                 axes.text(column + _SHARE / 2, top + ratio, method.captions[place], ha="center", va="top", fontsize=6.5)
     axes.set(xlim=(0, columns), ylim=(high, 0))
     figure.suptitle(plain(heading), y=1 - 0.05 / height, va="top", fontsize=11)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from nnscan.explanations import Method
 from nnscan.metrics import Inputs, Metric, Score, changed_maps, judged
-from nnscan.models import logits, prepare
-from nnscan.resemblance import PEAKS, Values, rank_correlation, shared_peaks
-from nnscan.scores import BATCH, answers, checked
+from nnscan.models import logits
+from nnscan.resemblance import PEAKS, UNDEFINED, Values, rank_correlation, shared_peaks
+from nnscan.scores import BATCH, answers, ready
 
 EPSILONS = (8 / 255, 64 / 255)
 """Sizes of the adversarial step: one that hardly shows and mostly keeps the answer, one that mostly flips it."""
@@ -34,7 +34,6 @@ DRAWS = 8
 KEPT, FLIPPED = "kept", "flipped"
 """Whether the network gives the input the same class after the step; part of the case."""
 
-_UNDEFINED = "a map is constant"
 _CASES = "'kept' or 'flipped', whether the network's answer is the same after the step, and the step's size"
 
 METRICS = (
@@ -109,7 +108,7 @@ def fgsm(model: nn.Module, x: Tensor, classes: Sequence[int], step: Tensor, low:
 
     Source: Goodfellow et al., "Explaining and Harnessing Adversarial Examples" (2015), ch. 4.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     targets = torch.tensor(classes, device=x.device)
     parts = []
     for part, own in zip(torch.split(x, BATCH), torch.split(targets, BATCH), strict=True):
@@ -186,10 +185,10 @@ def stability_scores(
 
         for stepped, cases in steps:
             after = changed_maps(method, model, stepped, inputs)
-            yield Score("fgsm_rank", rank_correlation(maps, after), cases, _UNDEFINED)
-            yield Score("fgsm_peaks", shared_peaks(maps, after), cases, _UNDEFINED)
+            yield Score("fgsm_rank", rank_correlation(maps, after), cases, UNDEFINED)
+            yield Score("fgsm_peaks", shared_peaks(maps, after), cases, UNDEFINED)
         noisy = [rank_correlation(maps, own) for own in near(gaussian_draws(inputs, NOISE, DRAWS))]
-        yield Score("noise_rank", np.mean(noisy, axis=0), reason=_UNDEFINED)
+        yield Score("noise_rank", np.mean(noisy, axis=0), reason=UNDEFINED)
         found = max_sensitivity(maps, near(even_draws(inputs, RADIUS, DRAWS)))
         yield Score("max_sensitivity", found, reason="the map is zero")
 

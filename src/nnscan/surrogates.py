@@ -24,8 +24,8 @@ from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from nnscan.explanations import Method, Setting, simply
-from nnscan.models import logits, prepare
-from nnscan.scores import BATCH, checked, rises
+from nnscan.models import logits
+from nnscan.scores import BATCH, ready, rises
 
 SEGMENTS = 49
 """Segments of an image, about."""
@@ -90,7 +90,7 @@ def lime(model: nn.Module, x: Tensor, classes: Sequence[int], setting: Setting) 
 
     Source: Ribeiro et al., "Why Should I Trust You?" (2016), ch. 3.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     maps = []
     for one, label in zip(x, classes, strict=True):
         cells = segments(one).to(x.device)
@@ -170,7 +170,7 @@ def shap(model: nn.Module, x: Tensor, classes: Sequence[int], setting: Setting) 
 
     Source: Lundberg and Lee 2017, ch. 4.1; see `coalitions` and `shapley_values`.
     """
-    x, prepared = checked(model, x, classes), prepare(model)
+    x, prepared = ready(model, x, classes)
     maps = []
     for one, label in zip(x, classes, strict=True):
         cells = segments(one).to(x.device)

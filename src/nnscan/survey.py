@@ -348,13 +348,22 @@ def _values(run: Run, path: str, metric: str, method: str, case: str = "") -> pd
     return chosen[[name for name in ("sample", "case", "value") if name in chosen]]
 
 
+def _less(one: pd.DataFrame, two: pd.DataFrame, on: list[str], nothing: str) -> float:
+    """Return the mean difference of two lists of values, paired by columns.
+
+    Raises:
+        UndefinedStatistic: They have no pair; the text is what `nothing` says.
+    """
+    pairs = one.merge(two, on=on, suffixes=("", "_other"))
+    if not len(pairs):
+        raise UndefinedStatistic(nothing)
+    return float((pairs["value"] - pairs["value_other"]).mean())
+
+
 def _difference(run: Run, asked: Measure, first: str, second: str) -> float:
     """Return the mean over the images of a score of one method minus that of another."""
     one, two = (_values(run, asked.path, asked.metric, method, asked.case) for method in (first, second))
-    pairs = one.merge(two, on=["sample", "case"], suffixes=("", "_other"))
-    if not len(pairs):
-        raise UndefinedStatistic(f"{first} and {second} have no image in common")
-    return float((pairs["value"] - pairs["value_other"]).mean())
+    return _less(one, two, ["sample", "case"], f"{first} and {second} have no image in common")
 
 
 def difference(quantity: str, first: str, second: str) -> Callable[[Run], float]:
@@ -409,10 +418,7 @@ def between_cases(metric: str, case: str, other: str, method: str = "vanilla_gra
 
     def statistic(run: Run) -> float:
         one, two = (_values(run, FILES["attack"], metric, method, own) for own in (case, other))
-        pairs = one.merge(two, on="sample", suffixes=("", "_other"))
-        if not len(pairs):
-            raise UndefinedStatistic("no image has both")
-        return float((pairs["value"] - pairs["value_other"]).mean())
+        return _less(one, two, ["sample"], "no image has both")
 
     return statistic
 
@@ -447,11 +453,7 @@ def retrained_over_random(method: str) -> Callable[[Run], float]:
         if missing([run], RETRAINING):
             raise UndefinedStatistic(f"{RETRAINING} is missing")
         one, two = (_values(run, RETRAINING, "roar", name, ".+") for name in (method, "random"))
-        pairs = one.merge(two, on="case", suffixes=("", "_other"))
-        pairs = pairs[pairs["case"].astype(float) > 0]
-        if not len(pairs):
-            raise UndefinedStatistic("nothing was removed")
-        return 100 * float(np.mean(pairs["value"] - pairs["value_other"]))
+        return 100 * _less(one[one["case"].astype(float) > 0], two, ["case"], "nothing was removed")
 
     return statistic
 

@@ -312,10 +312,13 @@ class _Trainer:
 
 
 def save_state(path: Path, key: str, state: Mapping[str, Any]) -> None:
-    """Keep the state of a training, tensors and plain values, with the key that tells it from others."""
+    """Keep the state of a training, tensors and plain values, with the key that tells it from others.
+
+    The kind of device tells, too: generators and sums of one differ from another's.
+    """
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as stream:  # of a path torch would not say why it cannot write
-            torch.save({"key": key, **state}, stream)
+            torch.save({"key": key, "device": chosen_device().type, **state}, stream)
         written = file_digest(temporary)
         with open(temporary, "ab") as stream:
             stream.write(written.encode("ascii"))
@@ -332,7 +335,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def load_state(path: Path, key: str) -> dict[str, Any] | None:
-    """Return the state that an interrupted run of the very same training left, if there is one."""
+    """Return the state that an interrupted run of the very same training left on this kind of device, if any."""
     if not path.is_file():
         return None
     if not _is_intact(path):
@@ -343,7 +346,7 @@ def load_state(path: Path, key: str) -> dict[str, Any] | None:
     except (pickle.UnpicklingError, *DAMAGED) as error:
         log.warning("%s is damaged (%s); training starts again", path, type(error).__name__)
         return None
-    if not isinstance(state, dict) or state.get("key") != key:
+    if not isinstance(state, dict) or (state.get("key"), state.get("device")) != (key, chosen_device().type):
         log.warning("%s belongs to another training; training starts again", path)
         return None
     return state
@@ -390,8 +393,7 @@ def train(
     """
     folder = Path(folder)
     state_path = folder / f"state_{phase}.pt"
-    kind = chosen_device().type  # whose generators and sums differ from another's
-    key = digest(asdict(protocol), dataset.digest, seed, phase, history, kind, origin.get("model"), origin.get("code"))
+    key = digest(asdict(protocol), dataset.digest, seed, phase, history, origin.get("model"), origin.get("code"))
     tensors = {split: split_tensors(dataset, split) for split in SPLITS}
     if phase == "shuffled":
         images, labels = tensors["train"]
