@@ -68,6 +68,11 @@ def short_layers(layers: Sequence[str], convolutional: bool = True) -> list[str]
     return [f"{'conv' if convolutional else 'layer'}{index}" for index, _ in enumerate(layers, start=1)]
 
 
+def _tilt_labels(axes: Axes, count: int) -> None:
+    """Tilt the labels of an axis of so many layers where they would touch."""
+    axes.tick_params(axis="x", rotation=45 if count > 6 else 0)
+
+
 def by_seed(paths: Sequence[str | Path], seeds: Sequence[int]) -> pd.DataFrame:
     """Return a file of each seed (Parquet or CSV) as one table with the column seed; of no files, without rows."""
     frames = [read_csv(path) if str(path).endswith(".csv") else read_frame(path) for path in paths]
@@ -156,6 +161,7 @@ class Portrait:
 
     Attributes:
         layer: The layer's name.
+        measure: What the neurons are chosen by: FQ or SSIM.
         title: What is written above the learning image.
         strongest: Whether the neuron is among the strongest of its layer, or among the weakest.
         sample: The input (C, H, W) in [0, 1].
@@ -163,6 +169,7 @@ class Portrait:
     """
 
     layer: str
+    measure: str
     title: str
     strongest: bool
     sample: Image
@@ -199,7 +206,9 @@ def learning_images(portraits: Sequence[Portrait], convolutional: bool = True) -
         grid[2 * row, 0].set_ylabel(f"{label}\ninput", fontsize=9)
         grid[2 * row + 1, 0].set_ylabel("learning\nimage", fontsize=9)
     figure.suptitle(
-        "Learning images: neurons of the largest FQ of each layer (left) and of the smallest above 0 (right)", y=1.0
+        f"Learning images: neurons of the largest {portraits[0].measure} of each layer (left) and of the smallest "
+        "above 0 (right)",
+        y=1.0,
     )
     figure.tight_layout()
     return figure
@@ -235,6 +244,8 @@ def quantity(quantities: pd.DataFrame) -> Figure:
         frame.sort_values("depth"), x="conv", y=shown, ax=right, color=sns.color_palette()[0], showfliers=False
     )
     right.set(xlabel="", ylabel="FQ of a neuron" if masked else "SSIM of a neuron", title="Distribution over neurons")
+    for axes in (left, middle, right):
+        _tilt_labels(axes, len(layers))
     figure.tight_layout()
     return figure
 
@@ -265,6 +276,8 @@ def similarity(similarities: pd.DataFrame, classes: Sequence[str], convolutional
             name = "mean" if statistic == "mean" else "standard deviation"
             axes.set(ylabel=f"{name}\nmethod {method}" if column == 0 else "")
             axes.set_title(f"{AVERAGE_LABELS[kind]} averages" if row == 0 else "")
+    for axes in grid[-1]:
+        _tilt_labels(axes, len(layers))
     handles, names = grid[0, 0].get_legend_handles_labels()
     if len(names) <= 21:
         figure.legend(handles, names, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
@@ -279,7 +292,7 @@ def aipc(curves: pd.DataFrame) -> Figure:
     Args:
         curves: The tables of `interventions.aipc` of all seeds, with the column seed.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    figure, axes = plt.subplots(figsize=(8.0, 4.2))
     rankings = [name for name in PROPERTY_LABELS if name in set(curves["ranking"])]
     for name in rankings:
         part = curves[curves["ranking"] == name]
@@ -293,6 +306,7 @@ def aipc(curves: pd.DataFrame) -> Figure:
         ylabel="change of accuracy (percentage points)",
         title=f"AIPC, layer {curves['layer'].iloc[0]} (bands: spread over seeds, and draws)",
     )
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     return figure
 
@@ -546,7 +560,7 @@ def distances(table: pd.DataFrame) -> Figure:
     right.axhline(0, color="0.5", linewidth=0.8)
     right.set(xlabel="", ylabel="own sample nearer by (%)", title="Difference, unit norm")
     for axes in (left, middle, right):
-        axes.tick_params(axis="x", rotation=45 if means["label"].nunique() > 8 else 0)
+        _tilt_labels(axes, means["label"].nunique())
     figure.suptitle("Learning images of drawn neurons and samples (bands: spread over seeds)", y=1.0)
     figure.tight_layout()
     return figure
@@ -711,6 +725,7 @@ def quantity_ablation(by_layer: pd.DataFrame) -> Figure:
                 part, x="label", y=name, marker="o", errorbar="sd", ax=axes, label=text, color=colour, linewidth=width
             )
         axes.set(xlabel="", ylabel=label)
+        _tilt_labels(axes, frame["label"].nunique())
         if name != "correlation" and (frame[name] > 0).any():
             axes.set_yscale("log")
         axes.get_legend().remove()

@@ -33,7 +33,7 @@ from nnscan.knowledge import score_images
 from nnscan.maps import filter_map, neuron_map
 from nnscan.models import capture, device_of, is_convolutional, network_layers, prepare
 from nnscan.moments import Moments
-from nnscan.scanner import filter_images, learning_images
+from nnscan.scanner import filter_images, learning_images, ungated_layers
 from nnscan.scores import answers
 from nnscan.similarities import layers_of
 from nnscan.sweeps import enlarged
@@ -54,6 +54,7 @@ def quantity_portraits(model: nn.Module, dataset: Dataset, quantities: pd.DataFr
     score = quantities["fq"] if name == "FQ" else quantities["ssim"]
     frame = quantities.assign(score=score).query("score > 0").sort_values(["score", "filter"], ascending=[False, True])
     shapes = quantities.groupby("layer")[["row", "column"]].max() + 1
+    open_layers = ungated_layers(model, network_layers(model, torch.from_numpy(dataset.inputs("test", np.array([0])))))
     portraits = []
     for (_, layer), group in frame.groupby(["depth", "layer"], sort=True):
         ends = [(True, group.drop_duplicates("filter").head(count))]
@@ -63,9 +64,10 @@ def quantity_portraits(model: nn.Module, dataset: Dataset, quantities: pd.DataFr
                 height, width = shapes.loc[str(layer)]
                 index = (neuron["filter"] * height + neuron["row"]) * width + neuron["column"]
                 x = dataset.inputs("test", np.array([neuron["sample"]]))
-                image = learning_images(model, torch.from_numpy(x[0]), str(layer), [int(index)])[0].sum(0).cpu().numpy()
+                one, gate = torch.from_numpy(x[0]), layer not in open_layers
+                image = learning_images(model, one, str(layer), [int(index)], gate)[0].sum(0).cpu().numpy()
                 title = f"{name} {neuron['score']:.3g}\nfilter {neuron['filter']}"
-                portraits.append(Portrait(str(layer), title, strongest, dataset.display(x)[0], image))
+                portraits.append(Portrait(str(layer), name, title, strongest, dataset.display(x)[0], image))
     return portraits
 
 

@@ -362,7 +362,7 @@ def scan_samples(
     if precision in ("float32", "tf32", "bfloat16", "float64"):
         own = torch.float64 if precision == "float64" else torch.float32
         probe, x = probe.to(own), x.to(own)
-    scanner = _Scanner(probe, names, block, _class_scores(probe, found), precision)
+    scanner = _Scanner(probe, names, block, ungated_layers(probe, found), precision)
     masks = _foreground_grid(None if foreground is None else torch.as_tensor(foreground), x, block)
     identifiers = np.arange(len(x)) if samples is None else np.asarray(samples)
     start = 0
@@ -518,8 +518,8 @@ class _Scanner:
         return True
 
 
-def _class_scores(model: nn.Module, found: Sequence[NeuronLayer]) -> set[str]:
-    """Return the name of the network's last layer unless a ReLU follows it, as in SqueezeNet."""
+def ungated_layers(model: nn.Module, found: Sequence[NeuronLayer]) -> set[str]:
+    """Return which of a network's layers has no gate: the last, unless a ReLU follows it, as in SqueezeNet."""
     if not found:
         return set()
     activation = found[-1].activation

@@ -1,5 +1,7 @@
 """nnscan.figures: every figure draws without a warning, also where little is known; equal input gives equal files."""
 
+from dataclasses import replace
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -67,7 +69,7 @@ def portraits(layers=("a", "b"), strongest=2, weakest=2, channels=1):
             for number in range(count):
                 sample = rng().random((channels, 6, 6))
                 image = np.zeros((6, 6)) if number else rng().standard_normal((6, 6))
-                found.append(Portrait(layer, f"FQ {number}\nfilter {number}", ends, sample, image))
+                found.append(Portrait(layer, "FQ", f"FQ {number}\nfilter {number}", ends, sample, image))
     return found
 
 
@@ -321,6 +323,8 @@ def test_learning_images(channels, layers, strongest, weakest):
     assert len(pictures(figure)) == 2 * len(found)
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
     assert labels == [text for number in range(len(layers)) for text in (f"conv{number + 1}\ninput", "learning\nimage")]
+    assert "largest FQ" in figure.get_suptitle()
+    assert "largest SSIM" in figures.learning_images([replace(one, measure="SSIM") for one in found]).get_suptitle()
     signed = [picture for picture in pictures(figure) if picture.get_clim()[0] < 0]
     assert len(signed) == len(found)
     assert all(low == -high for low, high in (picture.get_clim() for picture in signed))

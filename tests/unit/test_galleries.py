@@ -131,6 +131,19 @@ def test_portraits_are_the_learning_images_of_the_extreme_neurons(model, dataset
     learning_images([p for p in portraits if p.sample.shape[0] != 2])
 
 
+def test_portraits_of_class_scores_have_no_gate(dataset):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(96, 7), nn.ReLU(), nn.Linear(7, 2)).eval()
+    with torch.no_grad():
+        model[3].bias.fill_(-100.0)
+    x = torch.from_numpy(dataset.inputs("test"))
+    assert (model(x) < 0).all()
+    table = neuron_quantity([("3", scan(model, x, dataset.splits["test"].foreground, layers=["3"]).select("3"))])
+    portraits = quantity_portraits(model, dataset, table, count=2)
+    assert len(portraits) == 4
+    assert all(np.abs(portrait.image).max() > 0 for portrait in portraits)
+
+
 def test_neurons_without_a_positive_quantity_are_not_shown(model, dataset):
     table = quantities(model, dataset)
     table.loc[table["layer"] == "0", "fq"] = 0.0
