@@ -18,7 +18,7 @@ report: .venv/installed
 	$(BIN)/snakemake --configfile $(STUDY) --report results/snakemake_report.zip
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --durations 30
 
 # a real Slurm cluster of one node, from Debian's packages: as root, on Debian
 test-cluster: .venv/cluster

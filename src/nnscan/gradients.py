@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
 from nnscan.backprop import deconvolved_scores, guided_scores, rectified_scores
@@ -112,6 +111,8 @@ def integrated_attributions(model: nn.Module, x: Tensor, classes: Sequence[int])
     Source: Sundararajan et al., "Axiomatic Attribution for Deep Networks" (2017); Wang Xinyuan, bachelor's thesis,
     eq. 2-3. Its eq. 2-4 lacks the derivative's sign and is read as the sum that approximates eq. 2-3.
     """
+    from captum.attr import IntegratedGradients  # takes half a second, which jobs of other methods need not wait
+
     x, prepared = ready(model, x, classes)
     method = IntegratedGradients(lambda inputs: logits(prepared(inputs.clone())))
     targets = torch.tensor(classes, device=x.device)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from captum.attr import Occlusion
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -124,6 +123,8 @@ def occlusion(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
     Source: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks" (2014), section 4.2; the paper
     maps the class probability, which hardly moves where a network is sure. Si et al. 2022, table 3.
     """
+    from captum.attr import Occlusion  # takes half a second, which jobs of other methods need not wait
+
     x, prepared = ready(model, x, classes)
     method = Occlusion(lambda inputs: logits(prepared(inputs.clone())))
     window = [min(int(side), max(2, round(WINDOW * side))) for side in x.shape[2:]]

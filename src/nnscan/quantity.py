@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from sklearn.cluster import DBSCAN
 
 from nnscan.errors import NnscanError
 from nnscan.moments import Moments, read_layers
@@ -344,6 +343,8 @@ def diversity(quantities: pd.DataFrame, neighbours: int = 5, parts: Sequence[str
 
     Source: Dou Hui, doctoral slides, ch. 4, analysis 3; features and parameters are our reading (docs/methods.md).
     """
+    from sklearn.cluster import DBSCAN  # takes half a second, which other jobs need not wait
+
     rows = []
     for (depth, layer), frame in quantities.groupby(["depth", "layer"], sort=True):
         described = [part for part in parts if frame[part].notna().all()]

@@ -48,6 +48,8 @@ SMALL = {
     "gradients": {"STEPS": 10, "SAMPLES": 5},
     "maximisation": {"STEPS, RATE": "10, 0.05", "CODE_STEPS, CODE_RATE, CODE_DECAY": "10, 0.1, 0.005"},
     "attacks": {"STEPS": 4},
+    "stability": {"DRAWS": 2},
+    "sanity": {"STAGES": 2},
 }  # fmt: skip
 """Constants of slow methods in the copy of nnscan that runs here."""
 
