@@ -364,6 +364,17 @@ def named_seeds(numbers: Iterable[int]) -> str:
     return f"{'seed' if len(ordered) == 1 else 'seeds'} {', '.join(str(number) for number in ordered)}"
 
 
+def spread(values: Sequence[float]) -> float:
+    """Return the standard deviation over seeds, with n - 1; NaN for fewer than two.
+
+    Values that differ by rounding alone have none: else a table would show it with all its digits.
+    """
+    if len(values) < 2:
+        return math.nan
+    same = max(values) - min(values) <= 1e-12 * max(map(abs, values))
+    return 0.0 if same else float(np.std(values, ddof=1))
+
+
 def summarise(measured: list[Row], keys: Sequence[str], undefined: str) -> list[Row]:
     """Return mean, spread and number of seeds per key; missing files give one row per data set, model and reason."""
     groups: dict[tuple[object, ...], list[Row]] = {}
@@ -389,7 +400,7 @@ def summarise(measured: list[Row], keys: Sequence[str], undefined: str) -> list[
             {
                 **{key: first.get(key) for key in (*BASE, *keys, "quantity")},
                 "ours": float(np.mean(values)) if values else math.nan,
-                "spread": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+                "spread": spread(values),
                 "seeds": len(values),
                 "note": note,
                 "everywhere": len(group) == len(everyone),

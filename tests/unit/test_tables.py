@@ -16,7 +16,7 @@ from nnscan.artifacts import write_frame
 from nnscan.contents import TABLES
 from nnscan.errors import ArtifactError
 from nnscan.rendering import Cell, readable
-from nnscan.tables import QUANTITIES, Run, collect, missing, percent, read_published
+from nnscan.tables import QUANTITIES, Run, collect, missing, percent, read_published, spread
 from result_files import (
     alexnet_quantities,
     fill,
@@ -669,3 +669,12 @@ def test_leftovers_of_an_earlier_configuration_count_as_missing(tmp_path):
         run.folder.joinpath(path).write_text("checkpoint,split,loss,accuracy\nthird3,test,0.5,0.9\n", encoding="utf-8")
         assert run.has(path) is found
         assert len(collect([run], path)) == int(found)
+
+
+def test_equal_values_have_no_spread():
+    values = [21.7, np.nextafter(21.7, 22), 21.7]
+    assert np.std(values, ddof=1) > 0
+    assert spread(values) == spread([0.0, 0.0]) == 0
+    assert spread([1.0, 2.0, 3.0]) == 1
+    assert spread([1e-9, 2e-9, 3e-9]) == pytest.approx(1e-9)
+    assert math.isnan(spread([1.0]))
