@@ -72,6 +72,11 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_tables(
         os.killpg(study.pid, signal.SIGINT)
     assert study.returncode == 1
 
+    with running(repository, config, CLAIMS) as study:  # Snakemake and its jobs, as when a machine goes down
+        until(lambda: job_of(tmp_path, "neuron_knowledge") or job_of(tmp_path, "feature_quantity"), study)
+        os.killpg(study.pid, signal.SIGKILL)
+    complete(run(repository, config, "--unlock"))
+
     with running(repository, config, CLAIMS) as study:  # Snakemake alone; its job goes on and writes, beside the rerun
         until(lambda: job_of(tmp_path, "neuron_knowledge") or job_of(tmp_path, "feature_quantity"), study)
         study.kill()

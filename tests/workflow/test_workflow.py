@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -158,29 +156,6 @@ def test_a_changed_module_reruns_its_stage_and_what_follows(
     with open(package / "nnscan" / f"{module}.py", "a", encoding="utf-8") as stream:
         stream.write(edit)
     assert planned(repository, finished, package) == rules
-
-
-def test_equal_seeds_give_equal_tables_also_after_a_kill(repository: Path, finished: Path, tmp_path: Path) -> None:
-    """Snakemake and its jobs are killed in the middle; the same command, unlocked, ends with the same bytes."""
-    study = repository / "config/studies/smoke.yaml"
-    command = [sys.executable, "-m", "snakemake", "--snakefile", repository / "Snakefile", "--directory", tmp_path]
-    process = subprocess.Popen(
-        [*map(str, command), "--cores", "2", "--configfile", str(study)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    states = tmp_path / "results/smoke/digits/simple_cnn/seed0/training"
-    deadline = time.monotonic() + 120
-    while not list(states.glob("state_*.pt")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "results/smoke/claims.csv").exists()
-    complete(snakemake(repository, tmp_path, "--unlock", "--configfile", study))
-    complete(snakemake(repository, tmp_path, "--cores", "2", "--configfile", study))
-    tables = sorted(path.relative_to(finished) for path in finished.glob("results/smoke/tables/*.csv"))
-    assert tables
-    for table in [*tables, Path("results/smoke/claims.csv")]:
-        assert (tmp_path / table).read_bytes() == (finished / table).read_bytes(), table
 
 
 OWN_MODEL = """
