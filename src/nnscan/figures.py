@@ -555,6 +555,9 @@ def distances(table: pd.DataFrame) -> Figure:
             label = f"{name} sample" + ("s" if name == "other" else "")
             sns.lineplot(means, x="label", y=name + ending, marker="o", errorbar="sd", ax=axes, label=label)
         axes.set(xlabel="", ylabel="L2 distance of image and sample", title=title)
+    for axes in (left, middle):
+        axes.get_legend().remove()
+    figure.legend(*left.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5))
     means["closeness"] = 100 * (1 - means["own_scaled"] / means["other_scaled"])
     sns.lineplot(means, x="label", y="closeness", marker="o", errorbar="sd", ax=right, color="0.2")
     right.axhline(0, color="0.5", linewidth=0.8)
