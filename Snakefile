@@ -29,6 +29,7 @@ rule all:
 
 
 onsuccess:
+    cancel_clocks()
     if all(map(exists, rules.all.input)):
         announce(layout)  # there is nothing missing: an earlier list goes
         print(f"\nnnscan: study {study.study!r} is complete.")
@@ -41,6 +42,7 @@ onsuccess:
 
 
 onerror:
+    cancel_clocks()
     print(
         f"\nnnscan: study {study.study!r} did not finish. It lacks:\n{announce(layout)}"
     )

@@ -936,7 +936,7 @@ class UnitGallery:
 
 
 def unit_galleries(galleries: Sequence[UnitGallery]) -> Figure:
-    """Draw units with the images that activate them most; what lies outside a unit's mask is dimmed."""
+    """Draw units with the images that activate them most; a unit's mask is outlined, what lies outside is dimmed."""
     if not galleries:
         return sentence("no unit overlaps with a concept")
     columns, shown = 2, max(len(gallery.images) for gallery in galleries)
@@ -948,7 +948,9 @@ def unit_galleries(galleries: Sequence[UnitGallery]) -> Figure:
         inner = outer[place // columns, place % columns].subgridspec(1, shown, wspace=0.04)
         for position, (image, mask) in enumerate(zip(gallery.images, gallery.masks, strict=True)):
             axes = figure.add_subplot(inner[0, position])
-            _show(axes, np.where(mask, image, 0.35 * image))
+            _show(axes, np.where(mask, image, 0.5 * image))
+            if mask.any() and not mask.all():  # dark images hardly show where they are dimmed
+                axes.contour(mask, levels=[0.5], colors="gold", linewidths=0.8)
             if position == 0:
                 axes.set_title(plain(gallery.title), fontsize=9, loc="left", pad=3)
     return figure
@@ -996,6 +998,6 @@ def rotation(counts: pd.DataFrame) -> Figure:
         title=f"Unique detectors in rotated bases, {counts['layer'].iloc[0]}\n(bands: spread over rotations and seeds)",
     )  # fmt: skip
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.19))
     figure.tight_layout()
     return figure

@@ -185,6 +185,11 @@ def split_tensors(dataset: Dataset, split: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(dataset.inputs(split)), torch.from_numpy(dataset.splits[split].labels)
 
 
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Return whether products in bfloat16 are slower than in float32: torch has kernels for them from AVX-512 on."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+
+
 def augment(x: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
     """Return a batch with each image shifted by up to an eighth of its side and flipped at random, as named."""
     if "shift" in augmentation:
@@ -402,6 +407,12 @@ def train(
     results = []
     with deterministic():
         model = _fresh(build, seed)
+        if protocol.precision == "bfloat16" and emulates_bfloat16(device_of(model)):
+            log.warning(
+                "%s has no instructions for bfloat16, whose products take up to 30 times as long as float32's there: "
+                "set training.precision to float32, or train on a GPU",
+                torch.backends.cpu.get_cpu_capability(),
+            )
         trainer = _Trainer(model, protocol, phase, seed, history)
         state = load_state(state_path, key)
         if state is not None:

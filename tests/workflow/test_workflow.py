@@ -24,6 +24,9 @@ STUDIES = [
     *(f"config/studies/{name}.yaml" for name in ("smoke", "mnist", "cifar10", "theses-cpu", "explainers")),
 ]
 
+# Snakemake's process would wait this long for its own clocks, which the Snakefile stops
+CLOCKS = ("--max-jobs-per-timespan", "1000/1h")
+
 
 def snakemake(
     repository: Path, folder: Path, *arguments: str | Path, package: Path | None = None
@@ -32,7 +35,7 @@ def snakemake(
     environment = {**os.environ, "PYTHONPATH": str(package or "")}
     command = [sys.executable, "-m", "snakemake", "--snakefile", repository / "Snakefile", "--directory", folder]
     return subprocess.run(
-        [*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
+        [*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment, check=False, timeout=1200
     )
 
 
@@ -205,7 +208,7 @@ def test_a_model_of_one_s_own_goes_through_by_configuration_alone(
     repository: Path, tmp_path: Path, own_model: dict
 ) -> None:
     config = write_config(tmp_path, {**smoke(repository), "study": "mine", "models": [own_model]})
-    complete(snakemake(repository, tmp_path, "--cores", "2", "--configfile", config))
+    complete(snakemake(repository, tmp_path, "--cores", "2", *CLOCKS, "--configfile", config))
     run = tmp_path / "results/mine/digits/mine/seed0"
     quantities = read_frame(run / "metrics/well_trained/quantity.parquet")
     assert quantities.groupby("layer", sort=False).size().to_dict() == {"norm": 6 * 14 * 14, "deep": 9 * 5 * 5}
@@ -239,7 +242,7 @@ def test_missing_data_says_where_it_was_looked_for(repository: Path, tmp_path: P
     dataset = {"name": "mnist", "source": "mnist", "root": str(tmp_path / "nowhere")}
     config = write_config(tmp_path, {**smoke(repository), "datasets": [dataset]})
     target = "results/smoke/mnist/data.h5"
-    result = snakemake(repository, tmp_path, target, "--cores", "1", "--configfile", config)
+    result = snakemake(repository, tmp_path, target, "--cores", "1", *CLOCKS, "--configfile", config)
     assert result.returncode != 0
     assert str(tmp_path / "nowhere") in result.stderr
     assert "download" in result.stderr

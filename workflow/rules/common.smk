@@ -1,4 +1,5 @@
 import sys
+import threading
 from os.path import dirname, exists
 
 from snakemake.utils import min_version
@@ -66,6 +67,13 @@ def drawn(rule_name):
         )
         for name, title in layout.figures_of(rule_name).items()
     }
+
+
+def cancel_clocks():
+    """Stop the clocks of max-jobs-per-timespan (profiles/default), for the last of which Snakemake would wait."""
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.cancel()
 
 
 wildcard_constraints:
