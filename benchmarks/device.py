@@ -20,7 +20,7 @@ from torch.nn import functional
 import nnscan
 from nnscan.backprop import guided_backpropagation
 from nnscan.errors import ModelError
-from nnscan.models import build_model, chosen_device, neuron_layers
+from nnscan.models import build_model, chosen_device, neuron_layers, tf32
 
 CASES = {"lenet5": (32, 8), "alexnet": (32, 8), "vgg11": (32, 2), "resnet18": (32, 2), "vgg16": (224, 1)}
 """Networks, with the side of their inputs and their number. The last is scanned only: image by image takes minutes."""
@@ -123,9 +123,10 @@ def measure(repeats: int) -> list[Ratio]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads of the processor", file=sys.stderr)
     rows = []
-    for case, (size, count) in CASES.items():
-        rows += compared(case, size, count, device, repeats)
-        print(f"{case} done", file=sys.stderr, flush=True)
+    with tf32(False):  # as in a job
+        for case, (size, count) in CASES.items():
+            rows += compared(case, size, count, device, repeats)
+            print(f"{case} done", file=sys.stderr, flush=True)
     return rows
 
 

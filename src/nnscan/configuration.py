@@ -191,8 +191,8 @@ class TrainingConfig(_Closed):
     )  # fmt: skip
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of the products of training passes; bfloat16 trains large networks almost twice as fast on GPUs and "
-        "on processors with AVX-512, up to 30 times slower on others; everything after training is float32",
+        description="of the products of training passes; bfloat16 trains large networks almost twice as fast on GPUs "
+        "and on processors with AVX-512, up to 30 times slower on others; everything after training is float32",
     )
 
     @model_validator(mode="before")

@@ -495,10 +495,18 @@ def test_products_in_bfloat16_keep_the_weights_in_float32(dataset, tmp_path):
     assert 1e-6 < error < 0.02
 
 
-@pytest.mark.parametrize(("capability", "precision", "warns"), [
-    ("AVX2", "bfloat16", True), ("DEFAULT", "bfloat16", True), ("AVX512", "bfloat16", False), ("AVX2", "float32", False)
-])  # fmt: skip
-def test_bfloat16_on_a_processor_without_it_is_warned_of(dataset, tmp_path, monkeypatch, caplog, capability, precision, warns):  # noqa: E501
+@pytest.mark.parametrize(
+    ("capability", "precision", "warns"),
+    [
+        ("AVX2", "bfloat16", True),
+        ("DEFAULT", "bfloat16", True),
+        ("AVX512", "bfloat16", False),
+        ("AVX2", "float32", False),
+    ],
+)
+def test_bfloat16_where_it_is_emulated_is_warned_of(
+    dataset, tmp_path, monkeypatch, caplog, capability, precision, warns
+):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     run(dataset, tmp_path, build=linear, protocol=Protocol(epochs=3, precision=precision))
     assert (f"{capability} has no instructions for bfloat16" in caplog.text) == warns
