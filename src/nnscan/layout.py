@@ -218,7 +218,7 @@ FIGURES = {
         "draw_units",
         "Units that detect something, and the images that activate them most",
         "Of the last dissected layer, the best units of each concept first. What lies outside the unit's mask, where "
-        "its enlarged map is above its threshold, is dimmed. First seed.",
+        "its enlarged map is above its threshold, is dimmed; the mask is outlined. First seed.",
         "dissection",
     ),
     "rotation": Figure(

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.contour import ContourSet
 from matplotlib.image import AxesImage
 
 from nnscan import figures
@@ -679,7 +680,7 @@ def test_a_failed_figure_leaves_no_file(tmp_path):
 # Network Dissection -------------------------------------------------------------------------------------------------
 
 
-def test_units_are_drawn_with_the_rest_of_their_images_dimmed():
+def test_units_are_outlined_and_the_rest_of_their_images_dimmed():
     images = np.ones((3, 3, 4, 6))
     masks = np.zeros((3, 4, 6), bool)
     masks[:, 1] = True
@@ -687,7 +688,12 @@ def test_units_are_drawn_with_the_rest_of_their_images_dimmed():
     figure = drawn(figures.unit_galleries(galleries))
     shown = [picture.get_array() for picture in pictures(figure)]
     assert len(shown) == 3 + 2 + 1
-    assert all((np.asarray(image)[1] == 1).all() and (np.asarray(image)[[0, 2, 3]] < 0.5).all() for image in shown)
+    assert all((np.asarray(image)[1] == 1).all() and (np.asarray(image)[[0, 2, 3]] == 0.5).all() for image in shown)
+    outlines = [[part for part in axes.collections if isinstance(part, ContourSet)] for axes in figure.axes]
+    assert [len(found) for found in outlines] == [1] * 6
+    masks[1], masks[2] = True, False  # there is nothing to outline
+    some = drawn(figures.unit_galleries([UnitGallery("unit", images, masks)]))
+    assert [len(axes.collections) for axes in some.axes] == [1, 0, 0]
     assert figure.axes[0].get_title(loc="left") == r"unit 0: \$car, IoU 0.1"
     drawn(figures.unit_galleries([]))
 
