@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 STUDY: dict[str, Any] = {
@@ -123,6 +125,15 @@ def tables(folder: Path, below: str = ROOT) -> dict[str, bytes]:
     paths = [*sorted((folder / below / "tables").glob("*.csv")), folder / below / "claims.csv"]
     assert len(paths) > 10
     return {path.name: path.read_bytes() for path in paths}
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """Say that two folders hold the same tables and claims, their numbers up to the rounding of float32."""
+    found, expected = tables(one), tables(other)
+    assert found.keys() == expected.keys()
+    for name in found:
+        frames = [pd.read_csv(io.BytesIO(values[name])) for values in (found, expected)]
+        pd.testing.assert_frame_equal(*frames, rtol=1e-3, atol=1e-6, obj=name)
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -222,7 +222,7 @@ class ScanConfig(_Closed):
 
     samples: Positive = Field(40, description="test images that are scanned, balanced over classes")
     shards: Positive = Field(
-        1, le=10_000, description="jobs into which the samples are cut; results do not depend on it"
+        1, le=10_000, description="jobs into which the samples are cut; results depend on it by rounding at most"
     )
     block: Positive = Field(
         1, description="side of the pixel blocks of the learning images; costs fall with its square"

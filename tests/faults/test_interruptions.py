@@ -17,13 +17,13 @@ from studies import (
     RUN,
     STUDY,
     WEIGHTS,
+    assert_alike,
     command,
     complete,
     job_of,
     leftovers,
     run,
     running,
-    tables,
     until,
     write_study,
 )
@@ -85,7 +85,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_tables(
 
     complete(run(repository, config, CLAIMS))
     finished = request.getfixturevalue("finished")  # not before: another worker may be making it
-    assert tables(tmp_path) == tables(finished)
+    assert_alike(tmp_path, finished)  # some processors round differently in parts of other sizes
     assert same_weights(tmp_path / WEIGHTS, finished / WEIGHTS)
     assert leftovers(tmp_path) == []
     assert not (tmp_path / STATE).exists()
