@@ -85,7 +85,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_tables(
 
     complete(run(repository, config, CLAIMS))
     finished = request.getfixturevalue("finished")  # not before: another worker may be making it
-    assert_alike(tmp_path, finished)  # some processors round differently in parts of other sizes
+    assert_alike(tmp_path, finished)  # in shards of other sizes some processors round the last digit otherwise
     assert same_weights(tmp_path / WEIGHTS, finished / WEIGHTS)
     assert leftovers(tmp_path) == []
     assert not (tmp_path / STATE).exists()

@@ -33,17 +33,10 @@ def snakemake(
 ) -> subprocess.CompletedProcess[str]:
     """Run Snakemake on the project's Snakefile with results in `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(package or "")}
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(repository / "Snakefile"),
-        "--directory",
-        str(folder),
-    ]
-    command += [*map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=1200)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", repository / "Snakefile", "--directory", folder]
+    return subprocess.run(
+        [*map(str, (*command, *arguments))], capture_output=True, text=True, env=environment, check=False, timeout=1200
+    )
 
 
 def write_config(folder: Path, values: dict) -> Path:
