@@ -160,9 +160,9 @@ def test_mixtures_equal_scikit_learn_with_its_own_seeds(components):
     for cloud, (clusters, bic) in zip(points, found, strict=True):
         expected = by_scikit_learn(cloud, components, n_init=3, init_params="k-means++", random_state=3)
         assert bic == pytest.approx(expected.bic(cloud), rel=1e-8)
-        _, labels = np.unique(expected.predict(cloud), return_inverse=True)
-        np.testing.assert_array_equal(clusters.labels, labels)
-        assert clusters.k == len(set(labels))
+        labels = expected.predict(cloud)
+        # starts that end at the same mixture differ in the order of its parts: which of them wins, rounding decides
+        assert clusters.k == len(set(labels)) == len(set(zip(clusters.labels, labels, strict=True)))
         assert clusters.converged == expected.converged_
         if clusters.k > 1:
             assert clusters.ch == pytest.approx(calinski_harabasz_score(cloud, labels), rel=1e-9)
