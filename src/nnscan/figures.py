@@ -538,6 +538,14 @@ def numbered_layers(convolutional: Sequence[bool]) -> list[str]:
     return labels
 
 
+def _one_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put the legend that panels share beside them, in place of one in each."""
+    for axes in panels:
+        if legend := axes.get_legend():
+            legend.remove()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
 def distances(table: pd.DataFrame) -> Figure:
     """Draw the distances of learning images to their own samples and to others, by layer.
 
@@ -555,9 +563,7 @@ def distances(table: pd.DataFrame) -> Figure:
             label = f"{name} sample" + ("s" if name == "other" else "")
             sns.lineplot(means, x="label", y=name + ending, marker="o", errorbar="sd", ax=axes, label=label)
         axes.set(xlabel="", ylabel="L2 distance of image and sample", title=title)
-    for axes in (left, middle):
-        axes.get_legend().remove()
-    figure.legend(*left.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _one_legend(figure, (left, middle))
     means["closeness"] = 100 * (1 - means["own_scaled"] / means["other_scaled"])
     sns.lineplot(means, x="label", y="closeness", marker="o", errorbar="sd", ax=right, color="0.2")
     right.axhline(0, color="0.5", linewidth=0.8)
@@ -731,8 +737,7 @@ def quantity_ablation(by_layer: pd.DataFrame) -> Figure:
         _tilt_labels(axes, frame["label"].nunique())
         if name != "correlation" and (frame[name] > 0).any():
             axes.set_yscale("log")
-        axes.get_legend().remove()
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _one_legend(figure, grid)
     figure.suptitle("FQ over a layer's neurons without each of its elements (bands: spread over seeds)", y=1.0)
     figure.tight_layout()
     return figure
