@@ -1592,7 +1592,7 @@ def evaluate_explainers(n: Network) -> Work:
             seconds=COMPARED_PIXEL * cascade * len(changing) * judged * pixels,
             memory=FLOAT * (1 + CASCADE) * n.parameters,
         ),
-        "stability": explaining(n, changing, judged, judged) * (1 + NEARBY)
+        "stability": explaining(n, changing, (1 + NEARBY) * judged, (1 + NEARBY) * judged)
         + Work(seconds=COMPARED_PIXEL * NEARBY / 3 * len(changing) * judged * pixels),
         "attack": explaining(n, changing, judged, judged) * 4
         + Work(

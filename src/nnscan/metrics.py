@@ -160,8 +160,15 @@ def changed_maps(method: Method, model: nn.Module, x: Tensor, inputs: Inputs) ->
     """Return a method's raw maps of changed inputs, or of another model.
 
     What a scan has said of the inputs no longer holds there: a method that needs it refuses.
+
+    Args:
+        method: The method.
+        model: The model.
+        x: Any number of copies of the inputs (copies N, C, H, W), one copy after the other.
+        inputs: The inputs, with the classes that are explained.
     """
-    return maps_of(method, model, x, inputs.classes, replace(inputs.setting, scanned=None))
+    classes = [*inputs.classes] * (len(x) // len(inputs.classes))
+    return maps_of(method, model, x, classes, replace(inputs.setting, scanned=None))
 
 
 @dataclass(frozen=True)

@@ -177,19 +177,19 @@ def stability_scores(
         same = [before == after for before, after in zip(given, answers(model, stepped), strict=True)]
         steps.append((stepped, [f"{KEPT if kept else FLIPPED} at {epsilon:.2g}" for kept in same]))
 
+    noisy = [x + change for change in gaussian_draws(inputs, NOISE, DRAWS)]
+    near = [x + change for change in even_draws(inputs, RADIUS, DRAWS)]
+    # in one call, since a method that learns a mask takes about the steps of one input for many
+    copies = torch.cat([x, *(stepped for stepped, _ in steps), *noisy, *near])
+
     def judge(method: Method) -> Iterator[Score]:
-        maps = changed_maps(method, model, x, inputs)
-
-        def near(changes: Iterable[Tensor]) -> Iterator[Tensor]:
-            return (changed_maps(method, model, x + change, inputs) for change in changes)
-
-        for stepped, cases in steps:
-            after = changed_maps(method, model, stepped, inputs)
+        maps, *changed = torch.split(changed_maps(method, model, copies, inputs), len(x))
+        of_stepped, of_noisy, of_near = changed[: len(steps)], changed[len(steps) : -DRAWS], changed[-DRAWS:]
+        for (_, cases), after in zip(steps, of_stepped, strict=True):
             yield Score("fgsm_rank", rank_correlation(maps, after), cases, UNDEFINED)
             yield Score("fgsm_peaks", shared_peaks(maps, after), cases, UNDEFINED)
-        noisy = [rank_correlation(maps, own) for own in near(gaussian_draws(inputs, NOISE, DRAWS))]
-        yield Score("noise_rank", np.mean(noisy, axis=0), reason=UNDEFINED)
-        found = max_sensitivity(maps, near(even_draws(inputs, RADIUS, DRAWS)))
-        yield Score("max_sensitivity", found, reason="the map is zero")
+        noise = np.mean([rank_correlation(maps, after) for after in of_noisy], axis=0)
+        yield Score("noise_rank", noise, reason=UNDEFINED)
+        yield Score("max_sensitivity", max_sensitivity(maps, of_near), reason="the map is zero")
 
     return judged(methods, inputs.samples, METRICS, judge)
