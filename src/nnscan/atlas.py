@@ -59,9 +59,14 @@ class Atlas:
         )
 
     def residuals(self, name: str) -> NDArray[np.float64]:
-        """Return by how much the sums of a method's maps miss what it promises (N,), as a share of that."""
-        promised = np.abs(self.totals[name]).clip(min=np.finfo(np.float32).tiny)
-        found: NDArray[np.float64] = np.abs(self.maps[name].sum((1, 2), np.float64) - self.totals[name]) / promised
+        """Return by how much the sums of a method's maps miss what it promises (N,), in [0, 2].
+
+        It is a share of the promise, or of the sum of the map's sizes where that is larger: what relevance is promised
+        in all can be next to nothing, or nothing (SGLRP), and is still handed out in both signs.
+        """
+        maps, promised = self.maps[name].astype(np.float64), self.totals[name].astype(np.float64)
+        whole = np.maximum(np.abs(promised), np.abs(maps).sum((1, 2)))
+        found: NDArray[np.float64] = np.abs(maps.sum((1, 2)) - promised) / np.where(whole > 0, whole, 1)
         return found
 
 

@@ -75,10 +75,11 @@ RESIDUAL = Metric(
     question="completeness",
     direction="lower",
     low=0,
-    high=math.inf,
+    high=2,
     paper="Sundararajan et al., Integrated gradients",
     year=2017,
-    meaning="By how much the sum of a map misses what its method promises, as a share of that.",
+    meaning="By how much the sum of a map misses what its method promises, as a share of that or, where it is larger, "
+    "of the sum of the map's sizes.",
 )
 """The metric of `completeness_scores`."""
 

@@ -130,6 +130,23 @@ def test_a_setting_has_what_the_study_gives(tmp_path):
 # Maps -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("pixels", "promised", "residual"),
+    [
+        ([3, 1], 4, 0),
+        ([3, -1], 4, 0.5),  # 2 of 4 are missing
+        ([6, -2], 3, 0.125),  # 1 is too much, of 8 that are handed out
+        ([1e-20, -2e-20], 0, 1 / 3),  # a promise of nothing, as of SGLRP
+        ([0, 0], 0, 0),
+        ([0, 0], -5, 1),
+    ],
+)
+def test_a_residual_is_a_share_of_what_is_promised_or_handed_out(pixels, promised, residual):
+    maps, totals = np.array([[pixels]], np.float32), np.array([promised], np.float32)
+    atlas = Atlas(np.array([0]), np.array([0]), {"some": maps}, {"some": totals})
+    np.testing.assert_allclose(atlas.residuals("some"), residual, rtol=1e-6)
+
+
 def atlas_of(model, methods=(RANDOM, EDGES, SCORE), **given):
     data = dataset()
     inputs = inputs_of(model, data, "test", np.array([1, 4, 8]), Setting(seed=2))
@@ -146,7 +163,7 @@ def test_an_atlas_holds_raw_maps_totals_and_reasons(model):
     np.testing.assert_array_equal(found.maps["random"], RANDOM.explain(model, inputs.x, inputs.classes, inputs.setting))
     np.testing.assert_allclose(found.totals["double"], score(model, inputs.x, inputs.classes))
     assert found.totals.keys() == {"double"}
-    np.testing.assert_allclose(found.residuals("double"), 1, rtol=1e-6)  # the maps add up to twice the score
+    np.testing.assert_allclose(found.residuals("double"), 0.5, rtol=1e-6)  # the maps add up to twice the score
     rows = completeness_scores(found)
     assert rows[["sample", "method", "metric"]].to_numpy().tolist() == [
         [sample, "double", "residual"] for sample in (1, 4, 8)
