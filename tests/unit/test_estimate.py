@@ -735,7 +735,7 @@ def test_each_question_has_its_own_work():
     assert works["localisation"].forward == 0
     assert works["faithfulness"].forward == 2 * 33 * 5 * 20 * 350
     assert works["sanity"].forward == (1 + 4 + 1) * once
-    assert works["stability"].forward == 19 * once
+    assert works["stability"].forward == explaining(n, changing, 19 * 6, 19 * 6).forward
     assert works["attack"].forward > 4 * once
     assert works["cost"].forward > explaining(n, changing, 7, 1).forward
     adopted = replace(
