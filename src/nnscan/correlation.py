@@ -37,18 +37,21 @@ def error_correlation(dimensions: ArrayLike, errors: ArrayLike, seed: int = 0) -
     """Return the correlation of the last hidden layer's dimension with the test error over runs.
 
     Args:
-        dimensions: Dimension of each run (n,), n at least 4.
-        errors: Test error of each run (n,).
+        dimensions: Dimension of each run, or mean of each model (n,), n at least 4.
+        errors: Test error of each (n,).
         seed: Seed of the random orders.
 
     Raises:
-        DataError: There are fewer than 4 runs, values are not finite, or one of the two is constant.
+        DataError: There are fewer than 4, or not as many on both sides, values are not finite, or one of the two
+            is constant.
 
     Source: Ansuini et al. 2019, figure 4.
     """
     x, y = np.asarray(dimensions, np.float64), np.asarray(errors, np.float64)
-    if x.shape != y.shape or x.ndim != 1 or len(x) < _LEAST_RUNS:
-        raise DataError(f"a correlation needs {_LEAST_RUNS} runs with both values; given: {x.shape} and {y.shape}")
+    if x.shape != y.shape or x.ndim != 1:
+        raise DataError(f"a correlation needs as many values on both sides; given: {x.shape} and {y.shape}")
+    if len(x) < _LEAST_RUNS:
+        raise DataError(f"a correlation needs {_LEAST_RUNS} pairs of values, there are {len(x)}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or not (np.ptp(x) and np.ptp(y)):
         raise DataError("a correlation needs finite dimensions and errors that differ between the runs")
     order = stats.PermutationMethod(n_resamples=_EXACT_ORDERS, rng=np.random.default_rng(seed))

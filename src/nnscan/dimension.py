@@ -63,11 +63,11 @@ class _Cloud:
 
     def __init__(self, features: ArrayLike) -> None:
         given = np.asarray(features)
-        values = given if given.dtype == np.float32 else given.astype(np.float64)
+        values = given if given.dtype == np.float32 else given.astype(np.float64, copy=False)
         self.values = values.reshape(len(values), int(np.prod(values.shape[1:])))
-        peak = max(
-            (float(np.abs(self.values[:, part]).max(initial=0)) for part in self._slices(len(values))), default=0.0
-        )
+        # numpy's maximum is NaN where a value is
+        peaks = [np.abs(self.values[:, part]).max(initial=0) for part in self._slices(len(values))]
+        peak = float(np.max(peaks, initial=0))
         if not np.isfinite(peak):
             raise DataError("the features hold values that are not finite")
         # by a power of two, which changes no digit: squares neither overflow nor vanish

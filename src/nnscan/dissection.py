@@ -34,7 +34,7 @@ from nnscan.broden import LABELS, Broden
 from nnscan.data import Dataset
 from nnscan.errors import DataError, LayerError, ModelError, ScanError
 from nnscan.linearisation import Linearisation, LinearisationError, as_maps
-from nnscan.models import capture, device_of, evaluation, logits, network_layers, prepare, resolve_layer
+from nnscan.models import capture, counted_calls, device_of, evaluation, logits, network_layers, prepare, resolve_layer
 from nnscan.suffixes import PASS_BYTES, Change, find_suffix, zeroed
 
 Upsampling = Literal["anchored", "plain"]
@@ -152,7 +152,7 @@ class Probe:
     Raises:
         LayerError: A module does not exist.
         ModelError: The receptive fields of a module cannot be derived, and upsampling is anchored.
-        DataError: A rotation has the wrong shape, or an image is damaged.
+        DataError: A rotation has the wrong shape, an image is damaged, or images differ in size and are not resized.
     """
 
     def __init__(
@@ -164,6 +164,12 @@ class Probe:
         upsampling: Upsampling = "anchored",
         batch_size: int = 16,
     ) -> None:
+        sizes = {row.shape: row.image for row in reversed(broden.rows)}
+        if feed.size is None and len(sizes) > 1:
+            one, other = [f"{name}: {height} x {width}" for (height, width), name in sizes.items()][:2]
+            raise DataError(
+                f"the images differ in size ({one}, {other}); give a size to which they are resized (dissection.size)"
+            )
         self.model, self.broden, self.feed = prepare(model), broden, feed
         self.views = {name: View(resolve_layer(model, view.module), view.rotation) for name, view in views.items()}
         self.batches = [
@@ -844,9 +850,23 @@ def dissected_modules(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dic
         model: The network.
         x: An input (N, C, H, W) for a probe pass.
         layers: Names of layers (`models.neuron_layers`), or of any other modules, which are dissected themselves.
+
+    Raises:
+        LayerError: A layer does not exist, or its module is used several times, so that its output is not one thing.
     """
     activation = {layer.name: layer.activation or layer.name for layer in network_layers(model, x)}
-    return {layer: activation.get(resolve_layer(model, layer), layer) for layer in layers}
+    modules = {layer: activation.get(resolve_layer(model, layer), layer) for layer in layers}
+    with counted_calls(model, list(dict.fromkeys(modules.values()))) as calls, torch.no_grad(), evaluation(model):
+        model(x[:1].to(device_of(model), copy=True))
+    for layer, module in modules.items():
+        if calls.count(module) > 1:
+            block = layer.rpartition(".")[0]
+            raise LayerError(
+                f"the layer {layer!r} cannot be dissected: the output of its module {module!r} is another in each of "
+                f"its {calls.count(module)} uses in a forward pass; name modules that are used once"
+                + (f", such as the block {block!r}" if block else "")
+            )
+    return modules
 
 
 def network_dissection(

@@ -140,12 +140,12 @@ def unit_explanations(reasons: Sequence[UnitReasons], layer: str) -> Figure:
     return figure
 
 
-def dimension_errors(runs: pd.DataFrame, correlation: Correlation | None) -> Figure:
+def dimension_errors(runs: pd.DataFrame, correlation: Correlation | str) -> Figure:
     """Draw the test error of runs against the intrinsic dimension of their last hidden layers.
 
     Args:
         runs: One row per run: network, dimension, sd, error (0 to 1).
-        correlation: Of `correlation.error_correlation`; None where there are too few runs.
+        correlation: Of `correlation.error_correlation` over the runs, or why there is none.
     """
     figure, axes = plt.subplots(figsize=(5.4, 4.2))
     for name, part in runs.groupby("network", sort=False):
@@ -153,10 +153,9 @@ def dimension_errors(runs: pd.DataFrame, correlation: Correlation | None) -> Fig
                       label=plain(str(name)))  # fmt: skip
     axes.set(xlabel="intrinsic dimension of the last hidden layer", ylabel="test error (%)")
     axes.set_title(
-        "too few runs for a correlation"
-        if correlation is None
-        else f"r = {correlation.r:.2f} [{correlation.low:.2f}, {correlation.high:.2f}], p = {correlation.p:.2g}, "
-        f"{correlation.runs} runs"
+        correlation
+        if isinstance(correlation, str)
+        else f"r = {correlation.r:.2f}, {correlation.runs} runs of {runs['network'].nunique()} networks"
     )
     axes.legend(fontsize=8)
     figure.tight_layout()

@@ -254,7 +254,7 @@ FIGURES = {
         "draw_dimension",
         "Dimension of the last hidden layer and test error",
         "Each point is a run of one of the study's networks on this data set; horizontal bars are the estimates' own. "
-        "Pearson's r with its 95 % interval, to which seeds of one network count as independent.",
+        "Pearson's r over the runs; seeds of one network are alike, so no interval belongs to it.",
         "dimension",
     ),
     "prototypes": Figure(

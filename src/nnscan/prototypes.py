@@ -30,6 +30,7 @@ from nnscan.data import Dataset
 from nnscan.errors import DataError, ModelError, TrainingError
 from nnscan.models import (
     ZOO,
+    ClassAttentionCNN,
     SequentialCNN,
     chosen_device,
     device_of,
@@ -173,11 +174,19 @@ def protopnet(model: nn.Module, x: Tensor, classes: int, per_class: int = 10, ch
     """
     backbone, maps = _backbone(model, x)
     owners = torch.arange(classes).repeat_interleave(per_class)
-    return ProtoPNet(backbone, maps, owners, classes, channels).to(device_of(model))
+    return ProtoPNet(backbone, maps, owners, classes, channels).to(_precise(device_of(model)))
+
+
+def _precise(device: torch.device) -> torch.device:
+    """Return the device, or the CPU in place of Apple's GPUs, which have no float64 for the distances."""
+    if device.type != "mps":
+        return device
+    log.info("ProtoPNets compute distances in float64, which mps has not: this one is on the CPU")
+    return torch.device("cpu")
 
 
 def _backbone(model: nn.Module, x: Tensor) -> tuple[nn.Module, int]:
-    if not isinstance(model, SequentialCNN):
+    if not isinstance(model, SequentialCNN | ClassAttentionCNN):
         possible = ", ".join(name for name in ZOO if name != "fcn")
         raise ModelError(
             f"ProtoPNet needs the convolutional part of a network of the zoo, and {type(model).__name__} has none; "
@@ -213,7 +222,7 @@ def load_prototypes(path: str | Path, model: nn.Module, x: Tensor) -> ProtoPNet:
     classes, channels = state["last.weight"].shape[0], state["prototypes"].shape[-1]
     network = ProtoPNet(backbone, maps, state["owners"], classes, channels)
     load_weights(network, state, path)
-    return network.to(chosen_device()).eval()
+    return network.to(_precise(chosen_device())).eval()
 
 
 # Losses, push, last layer, pruning ------------------------------------------------------------------------------------
@@ -654,7 +663,7 @@ def train_prototypes(
         torch.manual_seed(seed)
         image = tensors["train"][0][:1]
         network = protopnet(model, image, len(dataset.classes), protocol.per_class, protocol.channels)
-        trainer = _Trainer(network.to(chosen_device()), protocol, seed)
+        trainer = _Trainer(network.to(_precise(chosen_device())), protocol, seed)
         state = load_state(state_path, key)
         if state is not None:
             trainer.resume(state)

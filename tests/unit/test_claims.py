@@ -397,36 +397,43 @@ def put_pair(run, dimension: float, error: float) -> None:
     put_test_accuracy(run, 1 - error / 100)
 
 
+MODELS = ("lenet5", "vgg11", "alexnet", "fcn")
+
+
 def test_claim_over_runs(tmp_path):
-    runs = make_runs(tmp_path, "lenet5") + make_runs(tmp_path, "vgg11") + make_runs(tmp_path, "vgg11", dataset="mnist")
+    runs = [run for model in MODELS for run in make_runs(tmp_path, model)]
+    runs += make_runs(tmp_path, "vgg11", dataset="mnist")
     pairs = [(1.0, 10.0), (2.0, 30.0), (3.0, 20.0), (4.0, 40.0)]  # r = 0.8
-    for run, pair in zip([*runs[:2], *runs[3:5]], pairs, strict=True):
-        put_pair(run, *pair)
+    for number, (dimension, error) in enumerate(pairs):
+        put_pair(runs[3 * number], dimension - 0.5, error + 1)
+        put_pair(runs[3 * number + 1], dimension + 0.5, error - 1)
     put_dimensions(runs[2], "well_trained", [(20.0, 40), (math.nan, 9), (2.0, 3)])
-    put_pair(runs[6], 1.0, 10.0)
+    put_pair(runs[12], 1.0, 10.0)
     frame = evaluate_claims([claim("dimension_and_error", table="dimension_error")], runs)
     assert list(zip(frame["dataset"], frame["model"], strict=True)) == [("digits", "all"), ("mnist", "all")]
     row = pick(frame, dataset="digits")
     assert row["statistic"] == pytest.approx(0.8)
-    half = 1.959963984540054  # of Fisher's z, for four runs
+    half = 1.959963984540054  # of Fisher's z, for four models
     assert row["ci_low"] == pytest.approx(math.tanh(math.atanh(0.8) - half))
     assert row["ci_high"] == pytest.approx(math.tanh(math.atanh(0.8) + half))
-    assert (row["seeds"], row["undefined"], row["verdict"]) == (4, 2, "inconclusive")
+    assert (row["seeds"], row["undefined"], row["verdict"]) == (8, 4, "inconclusive")
+    missing = "metrics/well_trained/dimension.parquet is missing"
     assert row["note"] == (
-        "undefined for lenet5 seed 2: a layer's dimension does not exist; "
-        "undefined for vgg11 seed 2: metrics/well_trained/dimension.parquet is missing"
+        f"undefined for fcn seed 2, alexnet seed 2, vgg11 seed 2: {missing}; "
+        "undefined for lenet5 seed 2: a layer's dimension does not exist"
     )
     row = pick(frame, dataset="mnist")
     assert math.isnan(row["statistic"])
     assert (row["seeds"], row["undefined"], row["verdict"]) == (1, 2, "inconclusive")
-    assert "undefined for vgg11 seeds 1, 2: metrics/well_trained/dimension.parquet is missing" in row["note"]
-    assert "undefined: a correlation needs 4 runs" in row["note"]
+    assert f"undefined for vgg11 seeds 1, 2: {missing}" in row["note"]
+    assert "undefined: mean over the seeds of each model: a correlation needs 4 pairs" in row["note"]
 
 
 def test_claim_over_runs_is_judged_by_its_own_interval(tmp_path):
-    runs = make_runs(tmp_path, "lenet5", seeds=range(6))
-    for run in runs:
-        put_pair(run, 1.0 + run.seed, 10.0 * (run.seed + 1) + (run.seed == 3))
+    names = (*MODELS, "vgg16", "resnet18")
+    runs = [run for model in names for run in make_runs(tmp_path, model, seeds=[0])]
+    for number, run in enumerate(runs):
+        put_pair(run, 1.0 + number, 10.0 * (number + 1) + (number == 3))
     claims = [claim("dimension_and_error", direction) for direction in ("greater", "less")]
     assert evaluate_claims(claims, runs)["verdict"].tolist() == ["reproduced", "contradicted"]
 
@@ -474,6 +481,11 @@ def test_each_claim_about_the_systems_can_hold_and_can_fail(published, tmp_path,
             count = 8 + 5 * (sign if holds else -sign) + run.seed % 2
             put_detectors(run, "well_trained", {"b": {"color": (1, 1, 1), "object": (count, count, count)}})
             runs.append(run)
+    for number, name in enumerate(("lenet5", "simple_cnn", "vgg11", "vgg16")):
+        (run,) = make_runs(tmp_path, name, seeds=[0])
+        more = 5.0 * number + number % 2
+        put_pair(run, number + (4.0 if holds else 10.0), 75 + more if holds else 25 - more)
+        runs.append(run)
     found = evaluate_claims(claims, runs)
     found = found[found["model"].isin(["alexnet", "all"])]
     about_all = found["model"] == "all"

@@ -27,7 +27,7 @@ def test_the_interval_by_hand():
 @pytest.mark.parametrize(
     ("x", "y", "reason"),
     [
-        ([1, 2, 3], [1, 2, 3], "needs 4 runs"),
+        ([1, 2, 3], [1, 2, 3], "needs 4 pairs of values, there are 3"),
         ([1, 2, 3, np.nan], [1, 2, 3, 4], "finite"),
         ([1] * 4, range(4), "differ"),
     ],

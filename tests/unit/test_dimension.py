@@ -173,6 +173,16 @@ def test_values_that_are_not_finite_are_refused(value):
             call(points)
 
 
+@pytest.mark.parametrize("column", [0, 1, 5])
+def test_values_that_are_not_finite_are_found_in_every_slice_of_the_features(monkeypatch, column):
+    monkeypatch.setattr("nnscan.dimension._BYTES", 2 * 16 * 30)  # two features of 30 points
+    points = np.random.default_rng(0).random((30, 6))
+    points[3, column] = np.nan
+    for call in (nnscan.two_nn, principal_dimension):
+        with pytest.raises(DataError, match="not finite"):
+            call(points)
+
+
 # Error bars and blocks ------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +415,6 @@ def test_the_block_analysis_and_the_errors_are_drawn(tables):
     )
     found = error_correlation(runs["dimension"], runs["error"])
     axes = dimension_errors(runs, found).axes[0]
-    assert axes.get_title().startswith(f"r = {found.r:.2f} [")
+    assert axes.get_title() == f"r = {found.r:.2f}, 4 runs of 2 networks"
     np.testing.assert_allclose(axes.containers[1].lines[0].get_ydata(orig=False), [20, 30])
-    assert dimension_errors(runs, None).axes[0].get_title() == "too few runs for a correlation"
+    assert dimension_errors(runs, "there are three").axes[0].get_title() == "there are three"

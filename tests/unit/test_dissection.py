@@ -309,11 +309,33 @@ def test_images_of_several_sizes_need_one(tmp_path):
     with pytest.raises(DataError, match="give a size"):
         Feed().pixels(broden, [0, 1])
     assert Feed(size=(8, 8)).pixels(broden, [0, 1]).shape == (2, 3, 8, 8)
+    # also where a batch has images of one size only
+    with pytest.raises(DataError, match=r"8 x 9.*8 x 8.*dissection.size|8 x 8.*8 x 9.*dissection.size"):
+        Probe(network(), broden, Feed(), {"a": View("0")}, batch_size=1)
 
 
 def test_the_activation_behind_a_layer_is_dissected():
     found = dissected_modules(network(), torch.zeros(1, 3, 8, 8), ["0", "3", "2", "7"])
     assert found == {"0": "1", "3": "4", "2": "2", "7": "7"}
+
+
+class Reusing(nn.Module):
+    """A block whose ReLU is used behind its normalisation and again behind its sum, as in torchvision's ResNets."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Module()
+        self.block.conv, self.block.bn, self.block.relu = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x):
+        return self.block.relu(self.block.relu(self.block.bn(self.block.conv(x))) + x).mean((2, 3))
+
+
+def test_a_module_that_is_used_twice_is_refused():
+    message = r"'block.bn' cannot be dissected.*'block.relu'.*its 2 uses.*such as the block 'block'"
+    with pytest.raises(LayerError, match=message):
+        dissected_modules(Reusing().eval(), torch.zeros(1, 3, 8, 8), ["block.bn"])
+    assert dissected_modules(Reusing().eval(), torch.zeros(1, 3, 8, 8), ["block.conv"]) == {"block.conv": "block.conv"}
 
 
 def test_unknown_and_unused_modules_are_errors(tmp_path):
@@ -497,6 +519,13 @@ def test_rotated_bases_are_counted_beside_the_own(tmp_path):
     ]  # fmt: skip
     assert table["deviation"].max() < 1e-5
     assert (table.loc[table["rotation"] >= 0, "deviation"] > 0).any()
+    counts = ["top", "best", "units"]
+    for (number, alpha), found in table[table["rotation"] >= 0].groupby(["rotation", "alpha"]):
+        mixed, power = nn.Sequential(*network()[:5]), Geodesic(random_rotation(6, number)).power(alpha)
+        mixed.append(nn.Conv2d(6, 6, 1, bias=False))  # the rotation as a layer of the network
+        mixed[-1].weight.data = torch.from_numpy(power).float()[:, :, None, None]
+        own, _ = network_dissection(mixed, broden, Feed(), ["5"], least_images=1, share=0.3)
+        assert found[counts].to_numpy().tolist() == unique_detectors(own)[counts].to_numpy().tolist()
     units, _ = network_dissection(network(), broden, Feed(), ["3"], least_images=1, share=0.3)
     assert table.loc[table["rotation"] == -1, ["top", "best", "units"]].to_numpy().tolist() == (
         unique_detectors(units)[["top", "best", "units"]].to_numpy().tolist()

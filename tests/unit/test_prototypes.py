@@ -97,10 +97,13 @@ def contents(folder):
 # Structure ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name != "fcn"])
-def test_every_network_of_the_zoo_with_convolutions(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in ZOO if name != "fcn"), ("simple_cnn", {"attention": "class"})],
+)
+def test_every_network_of_the_zoo_with_convolutions(name, options):
     torch.manual_seed(0)
-    model, x = build_model(name, {"in_channels": 1}), torch.rand(2, 1, 32, 32)
+    model, x = build_model(name, {"in_channels": 1, **options}), torch.rand(2, 1, 32, 32)
     network = protopnet(model, x, 10, per_class=3, channels=7).eval()
     assert network(x).shape == (2, 10)
     patches = network.latent(x)

@@ -237,15 +237,18 @@ def test_table_of_rotations(tmp_path, published):
 
 def test_statistics_of_rotations(run):
     put_rotations(run, {0.0: [(4, 6)], 0.2: [(4, 4), (4, 6)], 0.6: [(5, 6), (4, 5)], 1.0: [(1, 0), (2, 1)]})
-    assert systems.detectors_lost_by_rotation(run) == pytest.approx(1 - 2 / 10)
+    assert systems.detectors_lost_by_rotation(run) == 10 - 2
     assert systems.rotation_trend(run) == pytest.approx(-3 / math.sqrt(5 * 4.5))  # 10, 9, 10, 2
     put_rotations(run, {0.0: [(1, 1)], 0.2: [(1, 1)], 1.0: [(0, 2)]})
     assert systems.detectors_lost_by_rotation(run) == 0
     with pytest.raises(UndefinedStatistic, match="every rotation has as many unique detectors"):
         systems.rotation_trend(run)
-    put_rotations(run, {0.0: [(0, 0)], 1.0: [(1, 0)]})
+    put_rotations(run, {0.0: [(0, 0)], 1.0: [(1, 0), (2, 0)]})  # its own basis detects nothing, and that counts, too
+    assert systems.detectors_lost_by_rotation(run) == -1.5
+    assert systems.rotation_trend(run) == pytest.approx(1)
+    put_rotations(run, {0.0: [(0, 0)], 1.0: [(0, 0)]})
     for statistic in (systems.detectors_lost_by_rotation, systems.rotation_trend):
-        with pytest.raises(UndefinedStatistic, match="there is no detector without rotation"):
+        with pytest.raises(UndefinedStatistic, match="there is no detector in any basis"):
             statistic(run)
 
 
@@ -389,12 +392,26 @@ def test_what_batch_normalisation_changes():
     assert (low, high) == pytest.approx((-3 - 4.302653 * math.sqrt(2), -3 + 4.302653 * math.sqrt(2)))
 
 
+def test_changes_are_taken_within_each_pair_of_models():
+    """That one pair has ten times the detectors of the other, or more runs, is not what the suffix changes."""
+    pair = [("a", 4.0), ("a", 6.0), ("a-bn", 1.0), ("a-bn", 3.0)]
+    other = [(name.replace("a", "b"), value + 60) for name, value in pair]
+    change, low, high = systems.change_by("-bn")([*pair, *other])
+    assert change == -3
+    # four sides of variance 2 and two values, over two pairs: standard error 1, four degrees of freedom, t = 2.776445
+    assert (low, high) == pytest.approx((-3 - 2.776445, -3 + 2.776445))
+    change, low, high = systems.change_by("-bn")([*pair, *other, ("a", 5.0), ("a", 5.0), ("b-bn", 62.0)])
+    assert change == -3
+    assert low < -3 < high
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
         ([("a", 1.0), ("b-bn", 2.0)], "no model has a twin whose name ends in '-bn'"),
         ([("a", 1.0), ("a", 2.0), ("a-bn", 2.0)], "too few seeds"),
         ([("a", 1.0), ("a", 1.0), ("a-bn", 2.0), ("a-bn", 2.0)], "all alike"),
+        ([("a", 1.0), ("a", 3.0), ("a-bn", 2.0), ("a-bn", 2.0), ("b", 1.0), ("b-bn", 2.0)], "too few seeds"),
     ],
 )
 def test_changes_that_do_not_exist(values, reason):
@@ -439,31 +456,40 @@ def test_dimensions_that_do_not_exist(run):
 def test_dimension_and_error_of_a_run(run):
     put_dimensions(run, "well_trained", [(10.0, 40), (16.0, 30), (4.0, 12), (1.0, 3)])
     put_test_accuracy(run, 0.75)
-    assert systems.dimension_and_error(run) == (4, 25)
+    assert systems.dimension_and_error(run) == ((run.model, 4), 25)
+
+
+def of_models(pairs):
+    return [((f"model {number}", first), second) for number, (first, second) in enumerate(pairs)]
 
 
 def test_correlation_closed_form():
-    r, low, high = systems.correlation([(1.0, 1.0), (2.0, 3.0), (3.0, 2.0), (4.0, 4.0)])
+    pairs = of_models([(1.0, 1.0), (2.0, 3.0), (3.0, 2.0), (4.0, 4.0)])
+    r, low, high = systems.correlation_over_models(pairs)
     assert r == pytest.approx(0.8)
     half = 1.959963984540054 / math.sqrt(4 - 3)  # Fisher: atanh(r) has the deviation 1 / sqrt(n - 3)
     assert (low, high) == (
         pytest.approx(math.tanh(math.atanh(0.8) - half)),
         pytest.approx(math.tanh(math.atanh(0.8) + half)),
     )
-    assert systems.correlation([(1.0, 8.0), (2.0, 6.0), (3.0, 4.0), (4.0, 2.0)]) == pytest.approx((-1, -1, -1))
+    falling = of_models([(1.0, 8.0), (2.0, 6.0), (3.0, 4.0), (4.0, 2.0)])
+    assert systems.correlation_over_models(falling) == pytest.approx((-1, -1, -1))
+    # seeds that scatter about their model's values change nothing
+    seeds = [((model, first + 0.3 * k), second + 0.1 * k) for (model, first), second in pairs for k in (-1, 0, 1)]
+    assert systems.correlation_over_models(seeds) == pytest.approx((r, low, high))
 
 
 @pytest.mark.parametrize(
-    ("pairs", "reason"),
+    ("values", "reason"),
     [
-        ([], "a correlation needs 4 runs"),
-        ([(1.0, 2.0), (2.0, 1.0), (3.0, 3.0)], "a correlation needs 4 runs"),
-        ([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)], "differ between the runs"),
+        ([], "a correlation needs 4 pairs"),
+        (of_models([(1.0, 2.0), (2.0, 1.0), (3.0, 3.0)]) * 3, "4 pairs of values, there are 3"),
+        (of_models([(1.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 2.0)]), "differ between the runs"),
     ],
 )
-def test_correlations_that_do_not_exist(pairs, reason):
+def test_correlations_that_do_not_exist(values, reason):
     with pytest.raises(UndefinedStatistic, match=reason):
-        systems.correlation(pairs)
+        systems.correlation_over_models(values)
 
 
 # ----------------------------------------------------------------------------------------- ProtoPNet

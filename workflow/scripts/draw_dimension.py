@@ -25,6 +25,6 @@ with job(snakemake):
     runs = pd.DataFrame(rows, columns=["network", "dimension", "sd", "error"])
     try:
         correlation = error_correlation(runs["dimension"], runs["error"])
-    except DataError:
-        correlation = None  # the figure says so
+    except DataError as error:
+        correlation = str(error)  # the figure says so
     save(out.dimension_errors, drawings.dimension_errors(runs, correlation))
