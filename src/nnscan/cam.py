@@ -32,8 +32,9 @@ _LINEAR = frozenset(
 class _LastMaps(TorchFunctionMode):
     """Finds the feature maps that the last convolution ends in.
 
-    They are followed from the convolution's output through normalisation, sums, concatenation and activation, as far as
-    the places stay the same: up to the pooling or to the layer that gives up places.
+    They are followed from the convolution's output through normalisation, sums, concatenation, activation and gates, as
+    far as the places stay the same: up to the pooling or to the layer that gives up places. A convolution of pooled
+    maps, which has one place only, makes the factors of a gate or class scores, and no maps.
 
     Attributes:
         maps: The feature maps (N, K, h, w) after the forward pass, None without a convolution.
@@ -42,7 +43,6 @@ class _LastMaps(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.maps: Tensor | None = None
-        self._follow = False
 
     def __torch_function__(
         self,
@@ -57,12 +57,11 @@ class _LastMaps(TorchFunctionMode):
         if not isinstance(result, Tensor):
             return result
         if getattr(func, "__name__", "") == "conv2d":
-            self.maps, self._follow = result, True
-        elif self._follow and any(entry is self.maps for entry in given):
-            if result.ndim == 4 and self.maps is not None and result.shape[2:] == self.maps.shape[2:]:
+            if self.maps is None or result.shape[2:].numel() > 1:
                 self.maps = result
-            else:
-                self._follow = False
+        elif self.maps is not None and any(entry is self.maps for entry in given):
+            # what is as large goes on; a mean beside it may come back as the factors of a gate
+            self.maps = result if result.ndim == 4 and result.shape[2:] == self.maps.shape[2:] else self.maps
         return result
 
 

@@ -23,11 +23,12 @@ from nnscan.explanations import Method, Scanned, Setting
 from nnscan.maps import neuron_map
 from nnscan.metrics import COLUMNS, Inputs, Metric, Score, frame, inputs_of, judged, own_maps
 from nnscan.models import device_of
+from nnscan.resemblance import constant
 from nnscan.scores import answers
 from nnscan.sweeps import enlarged
 
 THRESHOLDS = (0.5, 0.2)
-"""Shares of a map's range from which on a pixel counts as located."""
+"""Shares of the range of a map's positive values from which on a pixel counts as located."""
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ LOCALISATION = (
         high=1,
         paper="Everingham et al., PASCAL VOC",
         year=2010,
-        meaning="Overlap of the object with the pixels at which the map, stretched to [0, 1], reaches a threshold.",
+        meaning="Overlap of the object with the pixels at which the map, stretched to [0, 1] with 0 in the place of "
+        "negative values, reaches a threshold.",
         cases="the threshold",
     ),
     Metric(
@@ -115,20 +117,24 @@ METRICS: tuple[Metric, ...] = (
 def scaled(maps: Tensor) -> Tensor:
     """Return maps (N, H, W), each stretched to [0, 1] by its smallest and largest value; a constant one is zero."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return torch.where(high > low, (maps - low) / torch.where(high > low, high - low, 1), 0.0)
+    varied = ~constant(maps)[:, None, None]
+    return torch.where(varied, (maps - low) / torch.where(varied, high - low, 1), 0.0)
 
 
 def overlap(maps: Tensor, foreground: Tensor, threshold: float) -> Tensor:
     """Return the IoU (N,) of what maps locate with the true foreground.
 
+    What speaks against the class locates nothing: values below 0 count as 0, as in `energy`. Stretched with them, a map
+    whose lowest value is as far from 0 as its highest would locate every pixel of which it says nothing.
+
     Args:
-        maps: Maps (N, H, W); each is stretched to [0, 1].
+        maps: Raw maps (N, H, W); their positive values are stretched to [0, 1].
         foreground: Foreground masks (N, H, W), boolean, none of them empty.
         threshold: A pixel is located where the stretched map is at least this large.
 
     Source: Dou Hui, doctoral slides, ch. 4 (IOU of table 4-5; it does not state its threshold).
     """
-    located = scaled(maps) >= threshold
+    located = scaled(maps.clamp(min=0)) >= threshold
     both, either = (located & foreground).sum((1, 2)), (located | foreground).sum((1, 2))
     return both.double() / either
 
@@ -177,13 +183,12 @@ def roughness(maps: Tensor) -> Tensor:
 
     Source: Geary, "The Contiguity Ratio and Statistical Mapping" (1954).
     """
-    maps = maps.double()
+    even, maps = constant(maps), maps.double()
     steps = [maps.diff(dim=axis).flatten(1) for axis in (1, 2)]
     pairs, pixels = sum(step.shape[1] for step in steps), maps[0].numel()
     between = sum(step.square().sum(1) for step in steps)
     spread = (maps - maps.mean((1, 2), keepdim=True)).square().sum((1, 2))
-    varied = maps.amax((1, 2)) > maps.amin((1, 2))
-    return torch.where(varied, (pixels - 1) * between / (2 * pairs * spread), torch.nan)
+    return torch.where(~even, (pixels - 1) * between / (2 * pairs * spread), torch.nan)
 
 
 def localisation_scores(model: nn.Module, inputs: Inputs, methods: Iterable[Method], margin: int = 0) -> pd.DataFrame:

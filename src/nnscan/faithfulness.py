@@ -224,8 +224,8 @@ def retrained_accuracy(
     methods: Iterable[Method],
     protocol: Protocol,
     seed: int,
+    setting: Setting,
     shares: Sequence[float] = SHARES,
-    setting: Setting | None = None,
 ) -> pd.DataFrame:
     """Return the test accuracy of networks that were trained without the pixels that methods call most important.
 
@@ -242,8 +242,8 @@ def retrained_accuracy(
         methods: The methods.
         protocol: How networks are trained.
         seed: Seed of initialisation and order.
+        setting: What methods are given; a scan is left out.
         shares: Shares of the pixels to remove, from 0 to 1; 0 is trained once for all methods.
-        setting: What methods are given.
 
     Returns:
         See `RETRAINED`; the metric is `ROAR`, the value the accuracy from 0 to 1, NaN with a reason where a method
@@ -254,7 +254,7 @@ def retrained_accuracy(
 
     Source: Hooker et al., "A Benchmark for Interpretability Methods in Deep Neural Networks" (2019), ch. 3.
     """
-    setting = replace(setting or Setting(), scanned=None)
+    setting = replace(setting, scanned=None)
     untouched: float | None = None
     rows: list[tuple[str, str, str, float, str]] = []
     for method in methods:

@@ -60,7 +60,11 @@ class SpatialMask(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, 2, KERNEL, KERNEL))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as a convolution of torch
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the filter anew, as a convolution of torch draws its own."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mask (N, 1, h, w) of maps (N, K, h, w)."""

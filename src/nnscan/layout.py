@@ -476,8 +476,14 @@ class Layout:
 
     def infillers(self, wildcards: Any) -> list[str]:
         """Return the path of the network that fills hidden pixels where a model's methods need it."""
-        path = self.dataset("infiller/infiller.safetensors").format(dataset=wildcards.dataset)
-        return [path] if self.uses(wildcards.model, "generative_infilling") else []
+        return self._infiller(wildcards) if self.uses(wildcards.model, "generative_infilling") else []
+
+    def retraining_infillers(self, wildcards: Any) -> list[str]:
+        """Return the path of that network where the methods whose pixels are removed need it."""
+        return self._infiller(wildcards) if "generative_infilling" in self.study.explainers.retrained else []
+
+    def _infiller(self, wildcards: Any) -> list[str]:
+        return [self.dataset("infiller/infiller.safetensors").format(dataset=wildcards.dataset)]
 
     def generators(self, wildcards: Any) -> list[str]:
         """Return the path of the generator of images where a model's methods need it."""

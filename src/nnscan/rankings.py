@@ -39,6 +39,7 @@ class Measure(NamedTuple):
         case: Regular expression of the metric's cases that count.
         ranked: Whether methods are ranked by it. Where a metric has several cases, one is.
         absent: Why a method that has maps may have no such number.
+        least: Values below this one say only that they are little: ranks take them as equal.
     """
 
     quantity: str
@@ -48,6 +49,7 @@ class Measure(NamedTuple):
     case: str = ""
     ranked: bool = False
     absent: str = ""
+    least: float = -math.inf
 
     @property
     def path(self) -> str:
@@ -65,20 +67,27 @@ def _compared(name: str, metric: str, case: str, ranked: bool, absent: str) -> l
 
 
 def _stepped() -> list[Measure]:
-    """Return how much of a map is left after a step of FGSM, by the step's size and whether the answer stays."""
+    """Return how much of a map is left after a step of FGSM, by the step's size and whether the answer stays.
+
+    Methods are ranked by what is left on all images after the small step: few may keep their answer.
+    """
+    cases = {
+        "0.031": "(kept|flipped) at 0.031",
+        **{f"{size}, same answer": f"kept at {size}" for size in ("0.031", "0.25")},
+        **{f"{size}, other answer": f"flipped at {size}" for size in ("0.031", "0.25")},
+    }
     return [
         Measure(
-            f"FGSM {size}, {answer} answer, {way}",
+            f"FGSM {name}, {way}",
             f"fgsm_{way}",
             "stability",
             "higher",
-            f"{case} at {size}".replace(".", r"\."),
-            (case, size) == ("kept", "0.031"),
-            f"no image has the {answer} answer after this step",
+            case.replace(".", r"\."),
+            name == "0.031",
+            "no image has this answer after this step",
         )
         for way in ("rank", "peaks")
-        for answer, case in (("same", "kept"), ("other", "flipped"))
-        for size in ("0.031", "0.25")
+        for name, case in cases.items()
     ]
 
 
@@ -111,7 +120,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("attack to a target, approach", "attack_approach", "attack", "lower", "target", ranked=True),
     Measure("random change, approach", "attack_approach", "attack", "lower", "chance"),
     Measure("time per image", "seconds", "cost", "lower", ranked=True),
-    Measure("memory per image", "megabytes", "cost", "lower", ranked=True),
+    Measure("memory per image", "megabytes", "cost", "lower", ranked=True, least=1),
 )
 """The numbers of methods that explain inputs, in the order of tables."""
 
@@ -187,7 +196,8 @@ def ranked(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _oriented(scores: pd.DataFrame) -> pd.DataFrame:
     """Return scores of which larger ones are better."""
-    return scores * [1 if RANKED[str(name)].direction == "higher" else -1 for name in scores.columns]
+    told = scores.clip(lower=pd.Series({name: RANKED[str(name)].least for name in scores.columns}), axis=1)
+    return told * [1 if RANKED[str(name)].direction == "higher" else -1 for name in scores.columns]
 
 
 def by_question(found: pd.DataFrame) -> pd.DataFrame:

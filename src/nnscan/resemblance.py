@@ -20,6 +20,7 @@ PEAKS = 0.1
 UNDEFINED = "a map is constant"
 """Why an input has no correlation or no shared peaks."""
 
+_ROUNDING = 32  # steps of the last digit
 _SIGMA, _TRUNCATE = 1.5, 3.5  # of SSIM's window: 11 x 11 pixels
 
 Values = NDArray[np.float64]
@@ -39,15 +40,16 @@ def ordered(maps: Tensor) -> Tensor:
     return drawn[flat[:, drawn].argsort(dim=1, descending=True, stable=True)]
 
 
-def _constant(maps: Tensor) -> NDArray[np.bool_]:
+def constant(maps: Tensor) -> Tensor:
+    """Return which maps (N, H, W) are constant (N,), up to the rounding of what they were computed from."""
     flat = maps.flatten(1)
-    constant: NDArray[np.bool_] = (flat.amin(1) == flat.amax(1)).cpu().numpy()
-    return constant
+    low, high = flat.amin(1), flat.amax(1)
+    return high - low <= _ROUNDING * torch.finfo(maps.dtype).eps * torch.maximum(high, -low)
 
 
 def _defined(values: Values, first: Tensor, second: Tensor) -> Values:
     """Return values, with NaN where one of the maps is constant and shows nothing."""
-    return np.where(_constant(first) | _constant(second), np.nan, values)
+    return np.where((constant(first) | constant(second)).cpu().numpy(), np.nan, values)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Values:

@@ -36,17 +36,24 @@ _KINDS = {
 """What is random: the title, the network that the maps are compared with, and what cases mean."""
 
 _MEASURES = {
-    "rank": ("rank correlation", "Spearman's correlation of the signed map with that of {}."),
+    "rank": (
+        "rank correlation",
+        "Size of Spearman's correlation of the signed map with that of {}; an inverted map depends as little on what "
+        "the network learned as the same one.",
+        0,
+    ),
     "rank_size": (
         "rank correlation of sizes",
-        "Spearman's correlation of the map's absolute values with those of {}.",
+        "Size of Spearman's correlation of the map's absolute values with those of {}.",
+        0,
     ),
     "ssim": (
         "SSIM of sizes",
         "SSIM of the map's absolute values, each map divided by its largest, and those of {}.",
+        -1,
     ),
 }
-"""How maps are compared (`similarities`): the title and what it means."""
+"""How maps are compared (`similarities`): the title, what it means and its smallest value."""
 
 METRICS = tuple(
     Metric(
@@ -54,7 +61,7 @@ METRICS = tuple(
         title=f"{random}, {title}",
         question="sanity",
         direction="lower",
-        low=-1,
+        low=low,
         high=1,
         paper="Adebayo et al., Sanity Checks",
         year=2018,
@@ -62,7 +69,7 @@ METRICS = tuple(
         cases=cases,
     )
     for kind, (random, network, cases) in _KINDS.items()
-    for measure, (title, meaning) in _MEASURES.items()
+    for measure, (title, meaning, low) in _MEASURES.items()
 )
 """The metrics of `sanity_scores`."""
 
@@ -123,11 +130,14 @@ def _reset(name: str, module: nn.Module, seed: int) -> None:
 def similarities(first: Tensor, second: Tensor) -> dict[str, Values]:
     """Return how alike maps (N, H, W) of a network and of another are: rank (signed), rank_size and ssim (absolute).
 
+    Of the correlations the size counts, from 0 to 1: a map that a random network inverts does not show what was
+    learned, and images with opposite signs must not make up for each other.
+
     Source: Adebayo et al. 2018, ch. 3 (Spearman's rank correlation with and without absolute values, SSIM).
     """
     return {
-        "rank": rank_correlation(first, second),
-        "rank_size": rank_correlation(first.abs(), second.abs()),
+        "rank": np.abs(rank_correlation(first, second)),
+        "rank_size": np.abs(rank_correlation(first.abs(), second.abs())),
         "ssim": structure_correlation(first, second),
     }
 

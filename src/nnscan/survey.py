@@ -465,7 +465,7 @@ STATISTICS: dict[str, Callable[[Run], float]] = {
     "sensitivity_gradient_over_integrated": difference("max-sensitivity", "vanilla_gradient", "integrated_gradients"),
     "time_integrated_over_gradient": times("integrated_gradients", "vanilla_gradient"),
     "time_smooth_over_gradient": times("smooth_grad", "vanilla_gradient"),
-    "time_rectified_over_gradient": times("rectified_gradient", "vanilla_gradient"),
+    "time_rectified_over_guided": times("rectified_gradient", "guided_backpropagation"),
     "time_score_cam_over_family": score_cam_over_family,
     "time_plus_plus_over_grad_cam": times("grad_cam_plus_plus", "grad_cam"),
     "sensitivity_grad_cam_over_score_cam": difference("max-sensitivity", "grad_cam", "score_cam"),

@@ -43,7 +43,10 @@ STATEMENTS = (
     *("basis of the map", "traits", "channel weights", "advantages", "drawbacks"),
     *("family", "year", "detail", "depends on the class", "online", "access to the model", "explains", "scope"),
 )
-_AFTER = tuple(f"FGSM {size}, {answer} answer" for answer in ("same", "other") for size in ("0.031", "0.25"))
+_AFTER = (
+    "FGSM 0.031",
+    *(f"FGSM {size}, {answer} answer" for answer in ("same", "other") for size in ("0.031", "0.25")),
+)
 _CHANGES = ("attack to a target", "attack on the peaks", "random change")
 _SCORES = (
     *("IoU at 0.5", "IoU at 0.2", "pointing game", "energy inside the object", "deletion", "insertion", "roughness"),

@@ -78,6 +78,30 @@ def test_networks_without_class_activation_maps_say_why():
     assert float(grad_cam(weighed(), images(), CLASSES).max()) > 0
 
 
+class Gated(nn.Module):
+    """Ends in a gate whose factors come from convolutions of pooled maps, as in many published networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.squeeze, self.excite = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
+        self.head = nn.Linear(6, 3)
+
+    def gated(self, maps):
+        return maps * self.excite(self.squeeze(maps.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+    def forward(self, x):
+        return self.head(self.gated(self.first(x).relu()).mean((2, 3)))
+
+
+def test_the_factors_of_a_gate_are_no_maps():
+    torch.manual_seed(3)
+    model, x = Gated().double(), images()
+    maps = model.gated(model.first(x).relu()).detach()
+    expected = torch.einsum("nk,nkij->nij", model.head.weight[CLASSES], maps).relu().detach() / 36
+    expected = functional.interpolate(expected[:, None], (8, 8), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(grad_cam(model, x, CLASSES), expected)
+
+
 def parts(build):
     """Return a network, one of its inputs, its last maps (K, h, w) and the function from maps to class scores."""
     model = build()

@@ -43,9 +43,18 @@ def test_overlap_by_hand():
     maps = torch.tensor([[[-1.0, 0.0], [1.0, 3.0]], [[5.0, 5.0], [5.0, 5.0]]])
     torch.testing.assert_close(scaled(maps), torch.tensor([[[0, 0.25], [0.5, 1]], [[0, 0], [0, 0]]]))
     foreground = torch.tensor([[[True, False], [False, True]], [[True, False], [False, False]]])
-    assert overlap(maps, foreground, 0.5).tolist() == [1 / 3, 0]
-    assert overlap(maps, foreground, 0.2).tolist() == [1 / 4, 0]
+    # of what is positive 1 lies at a third of the range; a map that is nowhere positive locates nothing
+    assert overlap(maps, foreground, 0.5).tolist() == [1 / 2, 0]
+    assert overlap(maps, foreground, 0.3).tolist() == [1 / 3, 0]
+    assert overlap(-maps.abs(), foreground, 0.2).tolist() == [0, 0]
+    # what speaks against the class does not move the threshold
+    assert overlap(maps - 100 * (maps < 0), foreground, 0.3).tolist() == [1 / 3, 0]
     assert overlap(foreground.double(), foreground, 0.5).tolist() == [1, 1]
+    # what rounding leaves of a constant map is none
+    rounded = 7 * torch.ones(1, 8, 8) + 1e-6 * torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert len(rounded.unique()) > 1
+    assert not scaled(rounded).any()
+    assert roughness(rounded).isnan().all()
 
 
 def test_localisation():

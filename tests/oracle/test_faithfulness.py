@@ -11,7 +11,7 @@ from torch import nn
 from networks import CLASSES, Residual, images, plain, scores_of
 from nnscan.controls import METHODS
 from nnscan.data import Split, build_dataset
-from nnscan.explanations import Method, simply
+from nnscan.explanations import Method, Setting, simply
 from nnscan.faithfulness import (
     BLUR,
     blurred,
@@ -171,7 +171,9 @@ def test_networks_trained_without_the_pixels_that_tell_the_class_do_not_learn_it
     wrong = Method(**{**vars(METHODS[0]), "name": "wrong", "explain": simply(lambda *given: -told(*given))})
     images_only = Method(**{**vars(METHODS[0]), "name": "images", "explain": None})
     state = torch.get_rng_state()
-    frame = retrained_accuracy(model, build, dataset, [right, wrong, images_only, METHODS[0]], protocol, 0, (0, 0.25))
+    frame = retrained_accuracy(
+        model, build, dataset, [right, wrong, images_only, METHODS[0]], protocol, 0, Setting(), (0, 0.25)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     value = frame.set_index(["method", "case"])["value"]
     assert value["right", "0"] == value["wrong", "0"] == 1
@@ -183,8 +185,13 @@ def test_networks_trained_without_the_pixels_that_tell_the_class_do_not_learn_it
     results = train(build, dataset, protocol, tmp_path, 0, {}, progress=False)
     plain_test = results[(results["checkpoint"] == "well_trained") & (results["split"] == "test")]
     assert value["right", "0"] == plain_test["accuracy"].iloc[0]
-    again = retrained_accuracy(model, build, dataset, [METHODS[0]], protocol, 0, (0.25,))
+    again = retrained_accuracy(model, build, dataset, [METHODS[0]], protocol, 0, Setting(), (0.25,))
     assert again["value"].tolist() == [value["random", "0.25"]]
+    # a method gets what the study gives it
+    seeds = []
+    seeded = Method(**{**vars(METHODS[0]), "explain": lambda *given: seeds.append(given[3].seed) or told(*given[:3])})
+    retrained_accuracy(model, build, dataset, [seeded], protocol, 0, Setting(seed=7), (0.25,))
+    assert set(seeds) == {7}
 
 
 def test_the_order_of_a_random_map_differs_between_images():

@@ -14,6 +14,7 @@ from nnscan.errors import ModelError
 from nnscan.explanations import Method, Scanned, Setting, simply
 from nnscan.gradients import backpropagation, score_gradients
 from nnscan.metrics import COLUMNS, Inputs
+from nnscan.models import build_model
 from nnscan.resemblance import rank_correlation, structure_correlation
 from nnscan.sanity import randomised, sanity_scores, similarities
 from twins import noise
@@ -98,10 +99,28 @@ def test_what_cannot_become_random_is_refused_by_name():
 
 def test_sign_counts_in_one_similarity_only():
     first = noise(3, 8, 8, seed=2)
-    found = similarities(first, -first)
-    np.testing.assert_allclose(found["rank"], -1)
+    found = similarities(first, first.abs())
+    np.testing.assert_allclose(found["rank"], np.abs(rank_correlation(first, first.abs())))
+    assert found["rank"].max() < 0.5
     np.testing.assert_allclose(found["rank_size"], 1)
     np.testing.assert_allclose(found["ssim"], 1)
+
+
+def test_an_inverted_map_depends_as_little_on_what_was_learned_as_the_same_one():
+    first = noise(3, 8, 8, seed=2)
+    for name, values in similarities(first, -first).items():
+        np.testing.assert_allclose(values, 1, err_msg=name)
+    inverted = similarities(first.abs(), -first.abs() + 9)
+    np.testing.assert_allclose(inverted["rank"], 1)
+    np.testing.assert_allclose(inverted["rank_size"], 1)
+
+
+@pytest.mark.parametrize("attention", ["se", "cbam", "class"])
+def test_networks_with_attention_can_forget_everything(attention):
+    model = build_model("simple_cnn", {"attention": attention})
+    *_, (_, network) = randomised(model, 0)
+    for (name, before), after in zip(model.named_parameters(), network.parameters(), strict=True):
+        assert not torch.equal(before, after), name
 
 
 def test_scores():
@@ -126,12 +145,12 @@ def test_scores():
     maps = signed(model, x, given.classes)
     for case, network in networks.items():
         after = signed(network, x, given.classes)
-        np.testing.assert_allclose(value["gradient", "parameters_rank", case], rank_correlation(maps, after))
-        sizes = rank_correlation(maps.abs(), after.abs())
+        np.testing.assert_allclose(value["gradient", "parameters_rank", case], np.abs(rank_correlation(maps, after)))
+        sizes = np.abs(rank_correlation(maps.abs(), after.abs()))
         np.testing.assert_allclose(value["gradient", "parameters_rank_size", case], sizes)
         np.testing.assert_allclose(value["gradient", "parameters_ssim", case], structure_correlation(maps, after))
     after = signed(pooled().apply(_shaken), x, given.classes)
-    np.testing.assert_allclose(value["gradient", "labels_rank", ""], rank_correlation(maps, after))
+    np.testing.assert_allclose(value["gradient", "labels_rank", ""], np.abs(rank_correlation(maps, after)))
     for control in METHODS:
         np.testing.assert_allclose(value[control.name, "parameters_ssim", "all"], 1)
     refused = frame[frame["method"] == "fq"]

@@ -157,7 +157,7 @@ def test_lime_agrees_with_captum(build):
 
     def weight(original, perturbed, kept, **_):
         cosine = float(nn.functional.cosine_similarity(kept.double(), torch.ones_like(kept).double()))
-        return math.exp(-((1 - cosine) ** 2) / 0.25**2)
+        return math.exp(-((1 - cosine) ** 2) / (2 * 0.25**2))
 
     method = Lime(model, SkLearnLinearRegression(), weight, draws)
     with torch.random.fork_rng(devices=[]):
@@ -183,11 +183,24 @@ def test_segments_are_a_grid_or_superpixels():
     assert found.dtype == torch.int64
     assert 25 <= int(found.max()) + 1 <= 80
     assert found.unique().tolist() == list(range(int(found.max()) + 1))
-    for number in range(int(found.max()) + 1):
-        assert (image[:, found == number].amax(1) == image[:, found == number].amin(1)).all()  # edges are kept
+    # edges are kept up to a pixel
+    sides = image[0].unique(return_inverse=True)[1] + 2 * image[2].unique(return_inverse=True)[1]
+    alike = [sides[found == number].bincount().max() for number in range(int(found.max()) + 1)]
+    assert sum(alike) > 0.9 * 32 * 32
     assert torch.equal(segments(image), found)
     assert torch.equal(segments(image.double() * 7 - 100), found)
     assert segments(torch.zeros(3, 16, 16)).unique().tolist()[0] == 0
+
+
+@pytest.mark.parametrize("deviation", [0.05, 0.25])
+def test_noise_leaves_as_many_segments(deviation):
+    """Otherwise the stability of a method would be that of its segments."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.linspace(0, 1, 32).expand(3, 32, 32) * torch.tensor([1.0, 0.5, -1.0])[:, None, None]
+    noise = torch.randn(3, 32, 32, generator=generator) * deviation
+    found = [len(segments(image).unique()) for image in (smooth, smooth + noise)]
+    assert min(found) >= 25
+    assert max(found) < 1.5 * min(found)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

@@ -289,7 +289,8 @@ def put_claimed(run, holds):
     slow = 2 if holds else 0.5
     names = ("integrated_gradients", "smooth_grad", "rectified_gradient", "grad_cam_plus_plus")
     seconds = {(name, "seconds", ""): [slow + more * good * 0.1] for name in names}
-    seconds |= {(name, "seconds", ""): [1.0] for name in ("vanilla_gradient", "grad_cam")}
+    fast = ("vanilla_gradient", "guided_backpropagation", "grad_cam")
+    seconds |= {(name, "seconds", ""): [1.0] for name in fast}
     seconds |= {("cam", "seconds", ""): [NAN], ("score_cam", "seconds", ""): [(5 if holds else 0.4) + more]}
     put_scores(run, "cost", seconds)
     put_pictures(

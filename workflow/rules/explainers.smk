@@ -155,6 +155,7 @@ rule retrain_without_pixels:
     input:
         data=layout.dataset("data.h5"),
         weights=layout.run("training/well_trained.safetensors"),
+        infiller=layout.retraining_infillers,
     output:
         scores=layout.run("explainers/retraining.parquet"),
     log:
@@ -174,7 +175,7 @@ rule retrain_without_pixels:
         protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
             exclude={"preset"}
         ),
-        code=source_digest("explainers", "faithfulness", "training"),
+        code=source_digest("atlas", "explainers", "faithfulness", "training"),
     message:
         "Retraining {wildcards.model} on {wildcards.dataset} without the pixels that explanations point at, seed {wildcards.seed}"
     script:
