@@ -28,10 +28,24 @@ rule all:
         "All tables, figures, claims and the report are there"
 
 
+onstart:
+    # a job's outputs go before it starts: of data that cannot be read they had better stay
+    waiting = list(workflow.dag.needrun_jobs())
+    if absent := layout.without_files(
+        [
+            job.wildcards.dataset
+            for job in waiting
+            if job.rule.name == "prepare_data"
+        ],
+        any(job.rule.name == "label_concepts" for job in waiting),
+    ):
+        sys.exit("nnscan: " + "\nnnscan: ".join(absent))
+
+
 onsuccess:
     cancel_clocks()
     if all(map(exists, rules.all.input)):
-        announce(layout)  # there is nothing missing: an earlier list goes
+        clear(layout)
         print(f"\nnnscan: study {study.study!r} is complete.")
         print(f"  report   {layout.root}/report.html")
         print(f"  tables   {layout.root}/tables/  (csv, md, tex, html)")

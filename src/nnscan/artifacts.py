@@ -40,7 +40,13 @@ from nnscan.limits import attributes, check_hdf5, fixed_text, read_parquet, read
 _PACKAGE = Path(__file__).parent
 _SKEW = 60  # seconds by which clocks of several machines may differ
 _VERSIONED = ("nnscan", "torch", "torchvision", "numpy", "scikit-learn", "pandas", "snakemake")
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "PyYAML", "jinja2": "Jinja2"}
+_DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "yaml": "PyYAML",
+    "jinja2": "Jinja2",
+    "skimage": "scikit-image",
+}
 
 
 def digest(*parts: object) -> str:

@@ -125,6 +125,13 @@ def sentences(found: Sequence[Gap]) -> list[list[str]]:
     ]
 
 
+def clear(layout: Layout) -> None:
+    """Remove an earlier list of what a study lacks, and the logs of failed jobs, which are not asked for any more."""
+    for failure in failures(layout):
+        Path(failure.log).unlink(missing_ok=True)
+    Path(layout.root, "missing.md").unlink(missing_ok=True)
+
+
 def announce(layout: Layout) -> str:
     """Write what a study lacks to missing.md in its folder, and return it as text; without gaps the file goes.
 

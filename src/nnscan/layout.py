@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from nnscan.artifacts import file_digest
 from nnscan.configuration import ModelConfig, Stage, Study
-from nnscan.places import data_root, data_state
+from nnscan.places import NO_FILES, data_root, data_state, needs_files
 
 CUTTABLE = {"simple_cnn": 3, "vgg11": 8, "vgg16": 13}
 """Models of the zoo that can be cut after a convolution, with their number of convolutions."""
@@ -382,7 +382,8 @@ class Layout:
 
     @staticmethod
     def _parts(wildcards: tuple[str, ...]) -> str:
-        return "_".join(f"{{{name}}}" for name in wildcards) or "all"
+        # names of data sets and models may hold anything else that a path may
+        return "+".join(f"{{{name}}}" for name in wildcards) or "all"
 
     def runs(self) -> list[RunKey]:
         """Return all runs of the study."""
@@ -523,10 +524,36 @@ class Layout:
         entry = self.study.model(model)
         return {"name": entry.name, "source": entry.source, "options": entry.options, "digest": _source_file(entry)}
 
+    def protocol(self, model: str, phase: Literal["regular", "overfitting", "shuffled"]) -> dict[str, Any]:
+        """Return the settings of a model's training that a phase follows; a change of the others is none of its own."""
+        ignored = ("overfitting_epochs",) if phase == "regular" else ("epochs", "weight_decay", "augmentation")
+        return self.study.training_of(model).model_dump(exclude={"preset", *ignored})
+
     def data_state(self, name: str) -> str:
-        """Return a digest of name, size and time of the files that a data set is read from."""
+        """Return a digest of name, size and time of the files that a data set is read from.
+
+        Of a set that may be fetched it is a constant: before it is there and afterwards nothing has changed.
+        """
         entry = self.study.dataset(name)
-        return data_state(entry.source, entry.root)
+        return NO_FILES if entry.download else data_state(entry.source, entry.root)
+
+    def without_files(self, datasets: Iterable[str], concepts: bool) -> list[str]:
+        """Return, of data sets that are to be read, a sentence about each whose files are not there.
+
+        Args:
+            datasets: Their names.
+            concepts: Whether the labelled images are to be read, too.
+        """
+        entries = [self.study.dataset(name) for name in datasets]
+        asked: list[tuple[str, str, str | None, bool]]
+        asked = [(f"data set {own.name!r}", own.source, own.root, own.download) for own in entries]
+        if concepts:
+            asked.append(("the labelled images", self.study.dissection.concepts, self.study.dissection.root, False))
+        return [
+            f"{what} ({source}): no file below {data_root(root)}; name the folder by root or NNSCAN_DATA"
+            for what, source, root, download in asked
+            if not download and needs_files(source) and data_state(source, root) == NO_FILES
+        ]
 
     def shards(self) -> list[int]:
         """Return the numbers of the scan's shards."""

@@ -388,11 +388,21 @@ def _factory(source: str) -> Callable[..., nn.Module]:
     return factory  # type: ignore[no-any-return]
 
 
+_PROJECT = ("benchmarks", "docs", "tests", "workflow")
+
+
 def _is_installed(module: ModuleType) -> bool:
-    """Return whether a module comes with a Python, any on this machine, or with a package installed there."""
+    """Return whether a module comes with a Python, any on this machine, with a package installed there, or with nnscan.
+
+    nnscan may be installed from its repository, whose other code is no more the user's own than the package.
+    """
     if getattr(module, "__file__", None) is None:
         return True
-    path = Path(str(module.__file__)).resolve()
+    path, package = Path(str(module.__file__)).resolve(), Path(__file__).resolve().parent
+    project = package.parents[1]
+    own = [package, *(project / name for name in _PROJECT if (project / "Snakefile").is_file())]
+    if any(path.is_relative_to(folder) for folder in own):
+        return True
     return bool({"site-packages", "dist-packages"} & set(path.parts)) or any(
         (folder / "os.py").is_file() for folder in path.parents
     )

@@ -39,21 +39,43 @@ def data_places(source: str, root: str | Path | None) -> list[Path]:
     return [folder] if source in ("image_folder", "broden") else []
 
 
+NO_FILES = digest([])
+"""The state of data without files: they come with a package, or are not there."""
+
+
+def needs_files(source: str) -> bool:
+    """Return whether the data of a source lie in files of the user's."""
+    return source in (*IDX_FOLDERS, *_TORCHVISION_FOLDERS, *LAYOUTS, "image_folder", "broden")
+
+
 def data_state(source: str, root: str | Path | None) -> str:
     """Return a digest of name, size and time of every file of a source, so that a change of the data is noticed.
 
-    The contents are not read: a planned study of a million images would wait for them. Files that are not there yet,
-    because they will be fetched, and data that comes with a package give a constant.
+    The contents are not read: a planned study of a million images would wait for them. Links are followed, as when the
+    data are read.
+
+    Returns:
+        `NO_FILES` where there is none.
     """
     files = []
     for place in data_places(source, root):
         if place.is_file():
-            files.append((place.name, *_stamp(place.stat())))
-        for folder, _, names in os.walk(place):
+            files.append((place.name, *_stamp(str(place))))
+        seen = set()
+        for folder, below, names in os.walk(place, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:  # a link that leads back; whoever reads the data names it
+                below.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
             inside = os.path.relpath(folder, place)
-            files += [(f"{inside}/{name}", *_stamp(os.stat(os.path.join(folder, name)))) for name in names]
+            files += [(f"{inside}/{name}", *_stamp(os.path.join(folder, name))) for name in names]
     return digest(sorted(files))
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int]:
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:  # a link to nowhere; whoever reads the data names it
+        return -1, -1
     return status.st_size, status.st_mtime_ns

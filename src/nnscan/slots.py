@@ -1,7 +1,7 @@
 """One job per GPU on a machine with several: a lock file for each, because Snakemake counts GPUs but hands out none.
 
-A scheduler gives its jobs a GPU of their own; there nothing is done here. The operating system frees a lock when its
-process ends, however it ends.
+A scheduler gives its jobs a GPU of their own; there nothing is done here, unless CUDA_VISIBLE_DEVICES lists several.
+The operating system frees a lock when its process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from nnscan.errors import SlotError
 
 log = logging.getLogger(__name__)
 
-_ASSIGNED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_SCHEDULED = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
 _PAUSE = 0.5  # seconds between two looks at the locks
 
 
@@ -40,7 +41,7 @@ def gpu_count() -> int:
 
 
 @contextmanager
-def gpu_slot(wanted: int, device: str = "auto") -> Iterator[int | None]:
+def gpu_slot(wanted: int, device: str = "auto") -> Iterator[str | None]:
     """Inside the block one GPU of a machine with several is this process's own; waits while all are taken.
 
     The block must be entered before torch initialises CUDA: only then does CUDA_VISIBLE_DEVICES count.
@@ -51,45 +52,54 @@ def gpu_slot(wanted: int, device: str = "auto") -> Iterator[int | None]:
             its number keeps its meaning.
 
     Yields:
-        The number of the GPU, or None where there is nothing to hand out: the job asked for none, there are not
-        several, or a scheduler or the user has chosen one already.
+        The name of the GPU, its number or what CUDA_VISIBLE_DEVICES calls it, or None where there is nothing to hand
+        out: the job asked for none, there are not several, or a scheduler or the user has chosen one already.
 
     Raises:
         SlotError: The folder of the locks belongs to somebody else.
     """
     chosen = re.fullmatch(r"cuda(?::(\d+))?|auto", device)
-    if wanted < 1 or chosen is None or any(name in os.environ for name in _ASSIGNED):
-        yield None
-        return
-    count = gpu_count()
-    if count < 2:
+    gpus = _visible() if wanted > 0 and chosen is not None else []
+    if chosen is None or len(gpus) < 2:
         yield None
         return
     if chosen[1] is not None:
-        with _any_lock([int(chosen[1])]) as gpu:
+        with _any_lock(gpus[int(chosen[1]) :][:1] or [chosen[1]]) as gpu:
             yield gpu
         return
-    with _any_lock(list(range(count))) as gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    before = os.environ.get(_VISIBLE)
+    with _any_lock(gpus) as gpu:
+        os.environ[_VISIBLE] = gpu
         try:
             yield gpu
         finally:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
+            if before is None:
+                del os.environ[_VISIBLE]
+            else:
+                os.environ[_VISIBLE] = before
+
+
+def _visible() -> list[str]:
+    """Return the names of the GPUs that jobs may take: those that the user or a scheduler lists, else all."""
+    listed = os.environ.get(_VISIBLE)
+    if listed is not None:
+        return [name.strip() for name in listed.split(",") if name.strip()]
+    return [] if any(name in os.environ for name in _SCHEDULED) else [str(number) for number in range(gpu_count())]
 
 
 @contextmanager
-def _any_lock(gpus: list[int]) -> Iterator[int]:
-    """Inside the block one of the GPUs is locked; its number is yielded."""
+def _any_lock(gpus: list[str]) -> Iterator[str]:
+    """Inside the block one of the GPUs is locked; its name is yielded."""
     folder = _lock_folder()
     waited = False
     while True:
         for gpu in gpus:
-            with open(folder / f"gpu{gpu}", "w", encoding="ascii") as stream:
+            with open(folder / f"gpu{gpu.replace('/', '-')}", "w", encoding="ascii") as stream:
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                log.info("GPU %d is this job's own", gpu)
+                log.info("GPU %s is this job's own", gpu)
                 yield gpu
                 return
         if not waited:
@@ -100,8 +110,8 @@ def _any_lock(gpus: list[int]) -> Iterator[int]:
         time.sleep(_PAUSE)
 
 
-def _numbers(gpus: list[int]) -> str:
-    return f"{', '.join(map(str, gpus))} {'is' if len(gpus) == 1 else 'are'}"
+def _numbers(gpus: list[str]) -> str:
+    return f"{', '.join(gpus)} {'is' if len(gpus) == 1 else 'are'}"
 
 
 def _lock_folder() -> Path:

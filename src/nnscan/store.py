@@ -6,6 +6,7 @@ The environment variable NNSCAN_STORE names its folder; without it every study w
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from nnscan.artifacts import atomic_path, digest, file_digest
-from nnscan.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def shared(rule: str, outputs: Iterable[str], identity: Mapping[str, Any]) -> It
     Yields:
         Whether the outputs are there already, so that the block has nothing to do.
 
-    Raises:
-        ArtifactError: The store cannot be written.
+    A store that cannot be read or written costs time, and nothing else: a warning says so, and the job goes on.
     """
     paths = {Path(path).name: Path(path) for path in outputs}
     folder = os.environ.get(VARIABLE)
@@ -58,13 +57,13 @@ def shared(rule: str, outputs: Iterable[str], identity: Mapping[str, Any]) -> It
 
 
 def _fetch(entry: Path, paths: Mapping[str, Path]) -> bool:
-    """Copy an entry's files to their places; False if there is no such entry, or a damaged one."""
-    if not (entry / _MANIFEST).is_file():
-        return False
+    """Copy an entry's files to their places; False if there is no such entry, or it cannot be taken."""
     try:
+        if not (entry / _MANIFEST).is_file():
+            return False
         _copy(entry, paths)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        log.warning("%s is damaged (%s) and will be made anew", entry, error)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning("%s is damaged or cannot be taken (%s); this job makes it anew", entry, error)
         for path in paths.values():
             path.unlink(missing_ok=True)
         return False
@@ -97,9 +96,11 @@ def _put(entry: Path, paths: Mapping[str, Path], identity: Mapping[str, Any]) ->
             if entry.exists():
                 os.rename(entry, Path(folder) / "old")
             os.rename(new, entry)
-    except FileExistsError:
-        log.info("another study has put %s into the store meanwhile", entry)
     except OSError as error:
-        raise ArtifactError(
-            f"cannot write {entry}: {error.strerror or error}. Free some space, or let {VARIABLE} name another folder"
-        ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT) and (entry / _MANIFEST).is_file():
+            log.info("another study has put %s into the store meanwhile", entry)
+            return
+        log.warning(
+            "cannot write %s (%s), so that no other study can take this over: free some space, or let %s name another "
+            "folder", entry, error.strerror or error, VARIABLE,
+        )  # fmt: skip

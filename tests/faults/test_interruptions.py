@@ -57,7 +57,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_tables(
         os.kill(job, signal.SIGKILL)
     assert study.returncode == 1
     assert leftovers(tmp_path)
-    assert "training goes on after epoch" in (tmp_path / ROOT / "logs/train_model/digits_simple_cnn_0.log").read_text()
+    assert "training goes on after epoch" in (tmp_path / ROOT / "logs/train_model/digits+simple_cnn+0.log").read_text()
 
     with running(repository, config, CLAIMS) as study:  # a second Snakemake, then the end of the first is asked for
         until(lambda: job_of(tmp_path, "scan_neurons"), study)

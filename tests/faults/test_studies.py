@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from children import without_override
@@ -36,6 +38,29 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_job(repository: Pat
     assert f"nnscan: cannot write to {ROOT}. Make it writable" in output
     assert "Traceback" not in output
     assert sorted((copy / "results").rglob("*")) == before
+
+
+def test_data_that_are_away_for_a_while_cost_nothing(repository: Path, tmp_path: Path) -> None:
+    """A job's outputs go before it starts, so it must not start; what is there again has not changed."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{number}.png")
+    entry = {"name": "pictures", "source": "image_folder", "root": str(tmp_path / "images"), "validation_limit": 4}
+    config = write_study(tmp_path, datasets=[entry])
+    data = f"{ROOT}/pictures/data.h5"
+    complete(run(repository, config, data))
+    content = (tmp_path / data).read_bytes()
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    status, output = run(repository, config, data)
+    assert status == 1
+    assert f"nnscan: data set 'pictures' (image_folder): no file below {tmp_path}/images; name the folder" in output
+    assert (tmp_path / data).read_bytes() == content
+    (tmp_path / "elsewhere").rename(tmp_path / "images")
+    assert "Nothing to be done" in complete(run(repository, config, data))
 
 
 # Damaged --------------------------------------------------------------------------------------------------------------
@@ -107,7 +132,7 @@ def test_a_failing_run_does_not_stop_the_others_and_the_report_says_what_is_miss
     reason = f"adopt_model: the checkpoint {copy}/nan.pt holds values that are not finite in "
     for text in (output, (copy / ROOT / "missing.md").read_text(encoding="utf-8")):
         assert f"- broken on digits, seed 0\n  - {reason}" in text
-        assert f"({ROOT}/logs/adopt_model/digits_broken_0.log)" in text
+        assert f"({ROOT}/logs/adopt_model/digits+broken+0.log)" in text
         assert "simple_cnn on digits, seed 0" not in text
         assert "The tables that are there are of an earlier run." in text
     assert not (copy / ROOT / "report.html").exists()

@@ -63,6 +63,9 @@ def attacks(trap: Path) -> dict[str, dict]:
         "torch.serialization:load": {"f": "x.pt", "weights_only": False},
         "torch.hub:load": {"repo_or_dir": str(trap.parent), "model": "net", "source": "local"},
         "pandas:read_pickle": {"filepath_or_buffer": "x.pkl"},
+        "nnscan.records:_write_json": {"path": trap, "content": {}},
+        f"{Path(__file__).parents[2]}/benchmarks/harness.py:peak_of": {"code": f"open({str(trap)!r}, 'w')"},
+        f"{Path(__file__).parents[1]}/twins.py:noise": {"seed": 0},
     }
 
 

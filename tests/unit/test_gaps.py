@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnscan.configuration import parse_study
-from nnscan.gaps import announce, complete_networks, complete_runs, failures, gaps, sentences
+from nnscan.gaps import announce, clear, complete_networks, complete_runs, failures, gaps, sentences
 from nnscan.layout import Layout, RunKey
 
 HEAD = "2026-11-22 10:00:00,000 INFO"
@@ -119,6 +119,17 @@ def test_the_list_is_written_and_goes_when_there_are_no_gaps(layout):
     assert announce(layout) == ""
     assert not missing.exists()
     announce(layout)  # and once more, where there is no list
+
+
+def test_of_a_complete_study_nothing_is_missing_whatever_failed_before(layout):
+    """The failed job may be one that the study does not ask for any more."""
+    head = f"{HEAD} render_partial_tables, 1 thread(s)"
+    path = log(layout, "render_partial_tables", "all", head, f"{HEAD[:-4]}ERROR none of the runs is complete")
+    announce(layout)
+    clear(layout)
+    assert (failures(layout), gaps(layout), Path(path).exists()) == ([], [], False)
+    assert not Path(layout.root, "missing.md").exists()
+    clear(layout)
 
 
 def test_a_list_that_cannot_be_written_is_still_said(layout, monkeypatch):

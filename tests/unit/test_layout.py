@@ -44,7 +44,7 @@ def test_paths_are_patterns_below_the_study():
     assert found.root == "results/s"
     assert found.dataset("data.h5") == "results/s/{dataset}/data.h5"
     assert found.run("scan/x.h5") == "results/s/{dataset}/{model}/seed{seed}/scan/x.h5"
-    assert found.log("rule", "dataset", "seed") == "results/s/logs/rule/{dataset}_{seed}.log"
+    assert found.log("rule", "dataset", "seed") == "results/s/logs/rule/{dataset}+{seed}.log"
     assert found.log("rule") == "results/s/logs/rule/all.log"
     assert found.benchmark("rule", "model") == "results/s/benchmarks/rule/{model}.tsv"
     wildcards = SimpleNamespace(dataset="two", model="mine")

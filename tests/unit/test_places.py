@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nnscan.places import data_places, data_root, data_state
+from nnscan.places import NO_FILES, data_places, data_root, data_state, needs_files
 
 
 def write(path, text="x"):
@@ -74,6 +74,25 @@ def test_an_archive_counts_by_itself_and_data_moved_as_they_are_stay_the_same(tm
     assert data_state("image_folder", first) != data_state("image_folder", second)
 
 
+def test_links_are_followed_as_when_the_data_are_read(tmp_path):
+    for version, content in (("v1", "x"), ("v2", "longer")):
+        write(tmp_path / "data" / version / "cat/1.png", content)
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "train").symlink_to(tmp_path / "data" / version)
+    first = data_state("image_folder", tmp_path / "v1")
+    assert first not in (data_state("image_folder", tmp_path / "v2"), NO_FILES)
+    write(tmp_path / "data/v1/cat/2.png")
+    changed = data_state("image_folder", tmp_path / "v1")
+    assert changed != first
+    (tmp_path / "v1/train/loop").symlink_to(tmp_path / "v1")
+    (tmp_path / "v1/train/nowhere").symlink_to(tmp_path / "nowhere")
+    assert data_state("image_folder", tmp_path / "v1") not in (first, changed)
+
+
 def test_data_that_are_not_there_or_come_with_a_package_have_a_state_too(tmp_path):
     assert data_state("mnist", tmp_path) == data_state("digits", None)
     assert data_places("digits", None) == []
+    assert data_state("mnist", tmp_path) == NO_FILES
+    assert [needs_files(source) for source in ("mnist", "cifar10", "camvid", "image_folder", "digits")] == [
+        *[True] * 4, False,
+    ]  # fmt: skip

@@ -82,18 +82,22 @@ def test_groups_hold_rules_that_exist_and_want_no_gpu(repository, requests):
     assert {requests[0][rule] for rule in profile(repository, "slurm")["groups"]} == {None}
 
 
-def test_the_profile_for_slurm_plans_a_study(repository, tmp_path):
+@pytest.mark.parametrize(
+    ("study", "planned"),
+    [("smoke", r"scan_neurons +2"), ("systems", r"dissect_network +48"), ("explainers", r"draw_ranking +1")],
+)
+def test_the_profile_for_slurm_plans_a_study(repository, tmp_path, study, planned):
     """The groups have no cycle, and the plugin knows every key."""
     found = subprocess.run(
         [
             *(sys.executable, "-m", "snakemake", "--dry-run", "--snakefile", str(repository / "Snakefile")),
-            *("--directory", str(tmp_path), "--configfile", str(repository / "config/studies/smoke.yaml")),
+            *("--directory", str(tmp_path), "--configfile", str(repository / f"config/studies/{study}.yaml")),
             *("--workflow-profile", str(repository / "profiles/slurm")),
         ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
-    assert re.search(r"^scan_neurons +2$", found.stdout + found.stderr, flags=re.MULTILINE)
+    assert re.search(rf"^{planned}$", found.stdout + found.stderr, flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

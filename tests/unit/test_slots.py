@@ -93,6 +93,27 @@ def test_each_process_has_a_gpu_of_its_own_and_the_next_waits(machine, holder):
         holder().wait(timeout=2)
 
 
+@pytest.mark.parametrize("listed", ["2,3", "GPU-8a,GPU-9b", "MIG-GPU-8a/1/0,MIG-GPU-8a/2/0"])
+@pytest.mark.parametrize("scheduler", [None, "SLURM_JOB_ID"])
+def test_gpus_that_the_user_or_an_allocation_lists_are_handed_out(machine, holder, monkeypatch, listed, scheduler):
+    machine(4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    if scheduler:
+        monkeypatch.setenv(scheduler, "7")
+    names = listed.split(",")
+    first, second = holder(), holder()
+    assert sorted([line(first.stdout), line(second.stdout)]) == [f"{name} {name}" for name in names]
+    third = holder("cuda:1")
+    assert line(third.stderr) == f"nnscan: waiting for a GPU: {names[1]} is taken by other jobs"
+    for process in (first, second):
+        process.stdin.close()
+        process.wait()
+    assert line(third.stdout) == f"{names[1]} {listed}"  # all stay visible, so cuda:1 is still the second
+    with gpu_slot(1) as gpu:
+        assert gpu == names[0]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == listed
+
+
 def test_a_killed_process_frees_its_gpu(machine, holder):
     machine(2)
     first, second = holder(), holder()
@@ -111,7 +132,7 @@ def test_a_gpu_named_in_the_configuration_is_the_one_that_is_waited_for(machine,
     second = holder("cuda:1")
     assert line(second.stderr) == "nnscan: waiting for a GPU: 1 is taken by other jobs"
     with gpu_slot(1, "cuda") as gpu:
-        assert gpu == 0
+        assert gpu == "0"
     first.stdin.close()
     assert line(second.stdout) == "1 None"
 
@@ -119,7 +140,7 @@ def test_a_gpu_named_in_the_configuration_is_the_one_that_is_waited_for(machine,
 def test_the_environment_is_put_back(machine):
     machine(2)
     with gpu_slot(1) as gpu:
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == str(gpu)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     with gpu_slot(1) as again:
         assert again == gpu

@@ -1,13 +1,14 @@
 """nnscan.store: what one study has made, another takes over, and nothing damaged."""
 
 import json
+import os
 
 import pytest
 
-from nnscan.errors import ArtifactError
 from nnscan.store import shared
 
 IDENTITY = {"code": "c0de", "seed": 1}
+MADE, TAKEN = [(present, ["made a.csv", "made b.bin"]) for present in (False, True)]
 
 
 @pytest.fixture
@@ -75,8 +76,35 @@ def test_a_block_that_fails_leaves_no_entry(tmp_path, store):
     assert not (store / "train").exists()
 
 
-def test_a_store_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_a_store_that_cannot_be_written_is_named_and_loses_no_work(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NNSCAN_STORE", str(tmp_path / "file"))
-    with pytest.raises(ArtifactError, match="let NNSCAN_STORE name another folder"):
-        work(tmp_path / "one", IDENTITY)
+    assert work(tmp_path / "one", IDENTITY) == MADE
+    assert "let NNSCAN_STORE name another folder" in caplog.text
+
+
+def test_two_studies_may_put_the_same_entry_at_the_same_time(tmp_path, store, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    rename = os.rename
+
+    def late(old, new):
+        monkeypatch.setattr(os, "rename", rename)
+        work(tmp_path / "other", IDENTITY)  # the entry is not empty now
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", late)
+    assert work(tmp_path / "one", IDENTITY) == MADE
+    assert "another study has put" in caplog.text
+    assert work(tmp_path / "third", IDENTITY) == TAKEN
+
+
+def test_an_entry_that_cannot_be_read_is_made_anew(tmp_path, store, monkeypatch, caplog):
+    work(tmp_path / "one", IDENTITY)
+
+    def gone(*_):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nnscan.store.shutil.copyfile", gone)
+        assert work(tmp_path / "two", IDENTITY) == MADE
+    assert "cannot be taken" in caplog.text

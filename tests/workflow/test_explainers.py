@@ -88,7 +88,7 @@ def folder(_small: None, repository: Path, tmp_path_factory: pytest.TempPathFact
     config, atlas = write(folder, STUDY), f"{RUN}/explainers/atlas.h5"
     with studies.running(repository, config, cores=2) as study:
         job = studies.until(lambda: studies.job_of(folder, "explain_inputs"), study)
-        log = folder / ROOT / "logs/explain_inputs/digits_simple_cnn_0.log"
+        log = folder / ROOT / "logs/explain_inputs/digits+simple_cnn+0.log"
         studies.until(lambda: log.is_file() and " INFO on " in log.read_text(), study)
         os.kill(job, signal.SIGKILL)
     assert study.returncode == 1

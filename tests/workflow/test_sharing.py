@@ -75,7 +75,7 @@ def test_another_protocol_is_not_taken_from_the_store(repository: Path, trained:
     study = write_study(folder, "third", data, training={"epochs": 4, "overfitting_epochs": 5})
     target = CHECKPOINT.format(study="third", seed=0)
     snakemake(repository, study, target, NNSCAN_STORE=str(folder / "store"))
-    log = (folder / "results/third/logs/train_model/tiny_lenet5_0.log").read_text(encoding="utf-8")
+    log = (folder / "results/third/logs/train_model/tiny+lenet5+0.log").read_text(encoding="utf-8")
     assert "taken from the store" not in log
 
 

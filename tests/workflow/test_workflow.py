@@ -235,7 +235,7 @@ def test_a_wrong_checkpoint_or_factory_is_named_and_nothing_is_left_behind(
     assert result.returncode != 0
     assert sentence in result.stderr
     assert not (tmp_path / target).exists()
-    assert sentence in (tmp_path / "results/smoke/logs/adopt_model/digits_mine_0.log").read_text(encoding="utf-8")
+    assert sentence in (tmp_path / "results/smoke/logs/adopt_model/digits+mine+0.log").read_text(encoding="utf-8")
 
 
 def test_missing_data_says_where_it_was_looked_for(repository: Path, tmp_path: Path) -> None:

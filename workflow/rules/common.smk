@@ -9,6 +9,7 @@ from nnscan.configuration import parse_study
 from nnscan.errors import NnscanError
 from nnscan.gaps import (
     announce,
+    clear,
     complete_networks,
     complete_runs,
     gaps,

@@ -175,9 +175,7 @@ rule remove_layers:
         runtime=lambda wildcards, attempt: 480 * attempt,
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
-        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
-            exclude={"preset"}
-        ),
+        protocol=lambda wildcards: layout.protocol(wildcards.model, "regular"),
         method=study.experiments.similarity_method,
         convolutions=lambda wildcards: CUTTABLE[study.model(wildcards.model).source],
         code=source_digest("interventions", "similarities"),

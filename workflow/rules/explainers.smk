@@ -172,9 +172,7 @@ rule retrain_without_pixels:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
         methods=study.explainers.retrained,
         epochs=study.explainers.retrained_epochs,
-        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
-            exclude={"preset"}
-        ),
+        protocol=lambda wildcards: layout.protocol(wildcards.model, "regular"),
         code=source_digest("atlas", "explainers", "faithfulness", "training"),
     message:
         "Retraining {wildcards.model} on {wildcards.dataset} without the pixels that explanations point at, seed {wildcards.seed}"

@@ -165,9 +165,7 @@ rule anomaly_history:
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
-        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
-            exclude={"preset"}
-        ),
+        protocol=lambda wildcards: layout.protocol(wildcards.model, "overfitting"),
         anomaly=study.anomaly.model_dump(exclude={"history_checkpoints"}),
         layers=study.scan.layers,
         code=source_digest("anomaly", "components", "scanner", "training"),

@@ -159,7 +159,7 @@ rule draw_neurons:
             for model in [layout.companion(wildcards.dataset, wildcards.model)]
             if model
         ],
-        code=source_digest("galleries", "training"),
+        code=source_digest("galleries", "tables", "training"),
     message:
         "Drawing the neurons of {wildcards.model} on {wildcards.dataset}"
     script:

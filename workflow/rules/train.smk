@@ -20,9 +20,7 @@ rule train_model:
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
-        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
-            exclude={"preset"}
-        ),
+        protocol=lambda wildcards: layout.protocol(wildcards.model, "regular"),
         phase="regular",
         history=0,
         code=source_digest("training"),
@@ -47,9 +45,7 @@ use rule train_model as overfit_model with:
         layout.benchmark("overfit_model", "dataset", "model", "seed")
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
-        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
-            exclude={"preset"}
-        ),
+        protocol=lambda wildcards: layout.protocol(wildcards.model, "overfitting"),
         phase="overfitting",
         history=study.anomaly.history_checkpoints,
         code=source_digest("training"),
@@ -98,9 +94,7 @@ use rule train_model as shuffle_labels with:
         layout.benchmark("shuffle_labels", "dataset", "model", "seed")
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
-        protocol=lambda wildcards: study.training_of(wildcards.model).model_dump(
-            exclude={"preset"}
-        ),
+        protocol=lambda wildcards: layout.protocol(wildcards.model, "shuffled"),
         phase="shuffled",
         history=0,
         code=source_digest("training"),
