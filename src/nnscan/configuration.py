@@ -268,7 +268,9 @@ class PropertiesConfig(_Closed):
     sensitivity: Literal["first_order", "exact"] = Field(
         "first_order", description="SoU by |w dloss/dw|, or by removing each weight in turn (seconds for LeNet-5)"
     )
-    samples: Positive = Field(100, description="test images for AVoU and SoU, and for the types of filters")
+    samples: Positive = Field(
+        100, description="test images for SoU and the types of filters; AVoU is that of the scanned ones"
+    )
     type_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.3, description="share of a layer's filters that counts as high, and as low, on foreground or background"
     )
@@ -284,7 +286,9 @@ class AnomalyConfig(_Closed):
     k_rule: Literal["ch", "bic"] = Field(
         "ch", description="number of clusters 2 to 5 by highest CH index or lowest BIC"
     )
-    outlier_share: Share = Field(0.01, description="a cluster of at most this share of the samples is outliers")
+    outlier_share: float = Field(
+        0.01, gt=0, lt=0.5, description="a cluster of at most this share of the samples, or one sample, is outliers"
+    )
     ch_factor: float = Field(2.0, gt=0, description="CH counts as high above this multiple of an unstructured cloud's")
     activation_sd: float = Field(3.0, ge=0, description="activation counts as high this many deviations above the mean")
     history_checkpoints: Annotated[int, Field(ge=0, le=1000)] = Field(

@@ -237,6 +237,8 @@ def diversity_masking(
 ) -> pd.DataFrame:
     """Mask the most and the least diverse filters of each layer, and random ones.
 
+    A layer in which all filters are equally diverse, as where they have too few neurons for a cluster, is left out.
+
     Args:
         model: The model.
         x: Held-out inputs (N, C, H, W).
@@ -255,6 +257,8 @@ def diversity_masking(
     base, _ = evaluate(model, x, y)
     rows = []
     for (depth, layer), frame in diversity.groupby(["depth", "layer"]):
+        if _alike(frame):
+            continue
         masking = LayerMasking(model, x, y, str(layer))
         top, bottom = _diversity_ends(frame, count)
         size = len(top)
@@ -268,6 +272,11 @@ def diversity_masking(
     return pd.DataFrame(rows, columns=["layer", "depth", "group", "draw", "filters", "loss", "loss_change", "accuracy"])
 
 
+def _alike(frame: pd.DataFrame) -> bool:
+    """Return whether all filters of a layer have as many clusters and as much noise: none is more diverse."""
+    return frame[["clusters", "noise"]].drop_duplicates().shape[0] == 1
+
+
 def _diversity_ends(frame: pd.DataFrame, count: int) -> tuple[list[int], list[int]]:
     """Return the most and the least diverse filters of a layer: `count` each, at most a quarter of it."""
     ranking = frame.sort_values(["clusters", "noise", "filter"], ascending=[False, True, True])["filter"].tolist()
@@ -277,6 +286,8 @@ def _diversity_ends(frame: pd.DataFrame, count: int) -> tuple[list[int], list[in
 
 def ablation_masking(model: nn.Module, x: Tensor, y: Tensor, ablation: pd.DataFrame, count: int = 20) -> pd.DataFrame:
     """Mask the most and the least diverse filters of each layer, by diversities without one element of FQ.
+
+    A layer in which all filters are equally diverse is left out, as in `diversity_masking`.
 
     Args:
         model: The model.
@@ -297,8 +308,11 @@ def ablation_masking(model: nn.Module, x: Tensor, y: Tensor, ablation: pd.DataFr
         groups = [
             (without, group, chosen)
             for without, frame in frames.groupby("without", sort=False)
+            if not _alike(frame)
             for group, chosen in zip(("top", "bottom"), _diversity_ends(frame, count), strict=True)
         ]
+        if not groups:
+            continue
         results = LayerMasking(model, x, y, str(layer)).results([chosen for *_, chosen in groups])
         for (without, group, chosen), loss, accuracy in zip(groups, *results, strict=True):
             rows.append((without, layer, depth, group, len(chosen), loss, 100 * (loss - base) / base, accuracy))

@@ -216,7 +216,8 @@ def neuron_quantity(
     Returns:
         One row per neuron: layer, depth, filter, row, column, l, c, s, vf, nf, fq, ssim, sample, activation (at that
         sample), fq_mean (over samples), active (share of samples with value > 0), negative (share of samples whose
-        covariance is negative), correlation (Pearson's r of activation and fq over samples, NaN where constant).
+        covariance is negative), correlation (Pearson's r of activation and fq over samples, NaN where constant). Where
+        samples have the same score, 0 above all, the one of the highest activation is taken.
     """
     frames = [_neurons(depth, layer, moments, noise, form) for depth, (layer, moments) in enumerate(layers)]
     return pd.concat(frames, ignore_index=True)
@@ -227,7 +228,7 @@ def _neurons(depth: int, layer: str, moments: Moments, noise: Noise, form: Form)
     parts = quantity_parts(moments, layer, noise, form)
     activation = moments.layers[layer]["activation"].astype(np.float64)
     score = parts["fq"] if moments.masked else parts["ssim"]
-    best = score.argmax(0)[None]
+    best = _strongest(score, activation)
     _, filters, row, column = (index.ravel() for index in np.indices(best.shape))
     return pd.DataFrame(
         {
@@ -283,7 +284,7 @@ def _layer(depth: int, layer: str, moments: Moments, noise: Noise, form: Form) -
     for without in ("", *PARTS):
         product = math.prod(factor for name, factor in factors.items() if name != without)
         quantity = np.maximum(np.where(blank, 0 * product, product), 0)
-        best = quantity.argmax(0)[None]
+        best = _strongest(quantity, activation)
         learned = np.take_along_axis(quantity, best, 0).ravel()
         active = np.take_along_axis(activation, best, 0).ravel()
         on = active > 0
@@ -292,6 +293,15 @@ def _layer(depth: int, layer: str, moments: Moments, noise: Noise, form: Form) -
         rows.append((layer, depth, places, without, learned.mean(), learned.var(), *map(float, correlations)))
     columns = ["layer", "depth", "places", "without", "mean", "variance", "correlation", "correlation_active"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _strongest(score: Array, activation: Array) -> NDArray[np.intp]:
+    """Return the sample (1, ...) of the highest score, of equal ones that of the highest activation.
+
+    Neurons that never see foreground have the score 0 on all samples, and must not hang on which one comes first.
+    """
+    best: NDArray[np.intp] = np.where(score == score.max(0), activation, -np.inf).argmax(0)[None]
+    return best
 
 
 def _correlation(a: Array, b: Array) -> Array:

@@ -28,6 +28,9 @@ from nnscan.errors import ArtifactError, NnscanError, did_you_mean
 
 _LOG = logging.getLogger(__name__)
 
+LEAST_TREND = 4
+"""Values that a trend needs."""
+
 MODELS = {
     "fcn": "FCN",
     "lenet5": "LeNet-5",
@@ -272,6 +275,27 @@ def rank_correlation(first: pd.Series, second: pd.Series) -> float:
     if first.isna().any() or second.isna().any() or first.nunique() < 2 or second.nunique() < 2:
         return math.nan
     return float(spearmanr(first, second).statistic)
+
+
+def trend(values: Sequence[float], of: str = "layers") -> float:
+    """Return the rank correlation of values with their positions.
+
+    Of two values it is 1 or -1 whatever they are, of three one of four numbers, so that three seeds often agree by
+    chance and an interval over them has no width: there must be `LEAST_TREND`.
+
+    Args:
+        values: The values in their order.
+        of: What they are values of, as people name it.
+
+    Raises:
+        UndefinedStatistic: There are fewer, or all are the same.
+    """
+    if len(values) < LEAST_TREND:
+        raise UndefinedStatistic(f"no trend: {len(values)} {of}, and {LEAST_TREND} are needed")
+    found = rank_correlation(pd.Series(range(len(values))), pd.Series(values))
+    if math.isnan(found):
+        raise UndefinedStatistic(f"no trend: the same value in all {of}")
+    return found
 
 
 @cache

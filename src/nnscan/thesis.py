@@ -21,10 +21,10 @@ from nnscan.tables import (
     percent,
     positions,
     published_rows,
-    rank_correlation,
     records_of,
     reduced,
     summarise,
+    trend,
     values_of,
 )
 
@@ -113,11 +113,14 @@ def loss_history(frame: pd.DataFrame) -> list[Row]:
 
 
 def loss_trend_after_lowest(run: Run) -> float:
-    """Return the rank correlation of epoch and validation loss from the epoch of the lowest loss on."""
+    """Return the rank correlation of epoch and validation loss after the epoch of the lowest loss.
+
+    Without that epoch itself, whose loss is the lowest by choice.
+    """
     values = [row["value"] for row in reduced(run, HISTORY, loss_history)]
     if not values:
         raise UndefinedStatistic("not trained by nnscan")
-    return _trend(values[int(np.argmin(values)) :], "the last epoch has the lowest loss")
+    return trend(values[int(np.argmin(values)) + 1 :], "epochs after the lowest loss")
 
 
 def loss_gap_after_training(run: Run) -> float:
@@ -214,23 +217,17 @@ def _curve(run: Run, average: str, quantity: str, number: int | None = None) -> 
     ]
 
 
-def _trend(values: list[float], reason: str) -> float:
-    """Return the rank correlation of values with their positions."""
-    trend = rank_correlation(pd.Series(range(len(values))), pd.Series(values))
-    if math.isnan(trend):
-        raise UndefinedStatistic(reason)
-    return trend
-
-
 def similarity_trend(run: Run) -> float:
     """Return the rank correlation of a layer's position with its mean similarity to the simple averages."""
-    return _trend(_curve(run, "simple", "mean"), "no trend: one layer, or the same similarity in all")
+    return trend(_curve(run, "simple", "mean"))
 
 
-def late_deviation_trend(run: Run) -> float:
-    """Return the rank correlation of position and standard deviation over the second half of the layers."""
+def late_deviation_growth(run: Run) -> float:
+    """Return the standard deviation in the last layer minus that in the first layer of the second half."""
     values = _curve(run, "simple", "sd")
-    return _trend(values[len(values) // 2 :], "no trend: fewer than two layers in the second half, or all the same")
+    if len(values) < 3:
+        raise UndefinedStatistic("one layer only in the second half")
+    return values[-1] - values[len(values) // 2]
 
 
 def layers_after_peak(run: Run) -> float:
@@ -308,7 +305,7 @@ _STATISTICS_4 = (
     most_recognised,
     ascended_recognised,
     similarity_trend,
-    late_deviation_trend,
+    late_deviation_growth,
     layers_after_peak,
     worst_class_least_lag,
     worst_class_least_over_most_lag,

@@ -125,10 +125,11 @@ def claim(statistic: str, direction: str = "greater", **changes) -> Claim:
 def test_claim_over_seeds(tmp_path):
     runs = make_runs(tmp_path, "lenet5")
     for run in runs:  # last minus first layer: 1, 2, 3
+        between = {"b": [(0.9, 1, 1, 0.5)], "c": [(0.7, 1, 1, 0.5)]}
         put(
             run,
             "metrics/well_trained/quantity.parquet",
-            quantities({"a": [(1, 1, 1, 0)], "b": [(0.5, 1, 1, 1 + run.seed)]}),
+            quantities({"a": [(1, 1, 1, 0)], **between, "d": [(0.5, 1, 1, 1 + run.seed)]}),
         )
     row = pick(evaluate_claims([claim("fq_rise")], runs))
     assert row["statistic"] == 2
@@ -265,10 +266,10 @@ def test_trend_of_anomaly_filters_along_the_overfitting_training(tmp_path):
     runs = make_runs(tmp_path, "lenet5", seeds=(0, 1, 2))
     put_history(runs[0], {20: 1, 40: 3, 60: 2, 80: 7})
     assert STATISTICS["anomaly_trend"](runs[0]) == pytest.approx(1 - 6 * 2 / (4 * 15))  # the well-trained is left out
-    put_history(runs[1], {20: 4, 40: 4})
+    put_history(runs[1], {20: 4, 40: 4, 60: 4, 80: 4})
     row = pick(evaluate_claims([claim("anomaly_trend")], runs))
     assert (row["seeds"], row["undefined"]) == (1, 2)
-    assert "undefined for seed 1: no trend: as many anomaly filters in every checkpoint" in row["note"]
+    assert "undefined for seed 1: no trend: the same value in all checkpoints" in row["note"]
     assert "undefined for seed 2: metrics/anomaly_history.parquet is missing" in row["note"]
 
 
@@ -279,10 +280,11 @@ def test_statistics_of_knowledge(tmp_path):
     assert STATISTICS["intensity_over_count"](run) == pytest.approx(0)
     put_knowledge(run, {"a": (1.0, 0.5), "b": (3.0, 0.5)})
     assert STATISTICS["intensity_over_count"](run) == 0.5  # deviation 1 of the mean 2, and none
-    put_agreement(run, {"a": [(0.9, 0.8, 0.6)], "b": [(0.7, 0.9, 0.5)], "c": [(0.4, 0.4, 0.1)]})
+    layers = {"a": [(0.9, 0.8, 0.6)], "b": [(0.7, 0.9, 0.5)], "c": [(0.4, 0.4, 0.1)], "d": [(0.3, 0.5, 0.2)]}
+    put_agreement(run, layers)
     assert STATISTICS["agreement_trend"](run) == pytest.approx(-1)
-    assert STATISTICS["agreement_least"](run) == 0.4
-    assert STATISTICS["overlap_trend"](run) == pytest.approx(-0.5)
+    assert STATISTICS["agreement_least"](run) == 0.3
+    assert STATISTICS["overlap_trend"](run) == pytest.approx(-0.6)  # 0.8, 0.9, 0.4, 0.5
     assert STATISTICS["overlap_over_any"](run) == pytest.approx(0.3)
 
 

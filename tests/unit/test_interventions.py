@@ -310,7 +310,8 @@ def test_the_most_and_the_least_diverse_filters(monkeypatch):
     asked = recorder(monkeypatch)
     diversity = table(
         early=[(1, 0), (3, 5), (2, 0), (3, 1), (0, 9), (1, 3), (2, 0), (1, 0)],
-        late=[(1, 0)] * 12,
+        late=[(1, 0)] * 11 + [(1, 1)],
+        alike=[(1, 0)] * 12,
         tiny=[(2, 0), (4, 0)],
     ).sample(frac=1, random_state=0)
     found = diversity_masking(None, None, None, diversity, count=2, draws=3, seed=5)
@@ -328,7 +329,7 @@ def test_the_most_and_the_least_diverse_filters(monkeypatch):
             assert set(filters) <= set(range(count))
     assert len({tuple(chosen["late"]) for chosen in asked[7:10]}) > 1
     assert found["layer"].tolist() == ["early"] * 5 + ["late"] * 5 + ["tiny"] * 5
-    assert found["depth"].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert found["depth"].tolist() == [0] * 5 + [1] * 5 + [3] * 5  # of equally diverse filters none are the most
     assert found["group"].tolist() == ["top", "bottom", "random", "random", "random"] * 3
     assert found["draw"].tolist() == [0, 0, 0, 1, 2] * 3
     assert found["filters"].tolist() == [2] * 10 + [1] * 5
@@ -346,7 +347,7 @@ def test_the_most_and_the_least_diverse_filters(monkeypatch):
 @pytest.mark.parametrize(("filters", "count", "size"), [(16, 3, 3), (16, 20, 4), (7, 20, 1), (3, 1, 1), (100, 20, 20)])
 def test_at_most_a_quarter_of_a_layer(monkeypatch, filters, count, size):
     asked = recorder(monkeypatch)
-    diversity_masking(None, None, None, table(layer=[(1, 0)] * filters), count=count, draws=1)
+    diversity_masking(None, None, None, table(layer=[(1, 0)] * (filters - 1) + [(2, 0)]), count=count, draws=1)
     assert [len(chosen["layer"]) for chosen in asked] == [size] * 3
 
 
@@ -367,6 +368,7 @@ def test_ends_of_each_ranking_without_an_element(monkeypatch):
     one = table(early=[(1, 0), (3, 5), (2, 0), (3, 1), (0, 9), (1, 3), (2, 0), (1, 0)], late=[(1, 0), (2, 0)])
     two = table(early=[(0, 9), (1, 0), (1, 3), (1, 0), (3, 5), (2, 0), (2, 0), (3, 1)], late=[(2, 0), (1, 0)])
     found = ablation_masking(None, None, None, pd.concat([one.assign(without="l"), two.assign(without="s")]), count=2)
+    assert ablation_masking(None, None, None, table(a=[(0, 4)] * 8).assign(without="l")).empty
     assert asked == [
         {"early": [3, 1]}, {"early": [5, 4]}, {"early": [7, 4]}, {"early": [2, 0]},
         {"late": [1]}, {"late": [0]}, {"late": [0]}, {"late": [1]},

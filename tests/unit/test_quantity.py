@@ -1,5 +1,6 @@
 """FQ of neurons and the diversity of filters, on moments made by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -170,7 +171,9 @@ def test_neuron_quantity_is_the_best_sample_of_feature_quantity(scanned, noise):
     assert len(table) == 12
     for _, row in table.iterrows():
         own = every.query(f"filter == {row['filter']} and row == {row['row']} and column == {row['column']}")
-        best = own.loc[own["fq"].idxmax()]
+        best = own.sort_values(["fq", "activation"], ascending=False, kind="stable").iloc[
+            0
+        ]  # many have no quantity on any sample
         for name in (*PARTS, "fq", "ssim", "sample", "activation"):
             assert row[name] == best[name], name
         assert row["fq_mean"] == pytest.approx(own["fq"].mean())
@@ -274,6 +277,19 @@ def test_the_quality_may_be_the_ssim_index(scanned):
     np.testing.assert_array_equal(neuron_quantity([("conv", scanned)], form="ssim")["fq"], ssim["fq"].max(0).ravel())
 
 
+def test_the_order_of_the_samples_decides_nothing(scanned):
+    """Of neurons without any quantity neither: their sample is that of the highest activation."""
+    arrays = {name: {key: values[::-1] for key, values in own.items()} for name, own in scanned.layers.items()}
+    turned = dataclasses.replace(
+        scanned, layers=arrays, samples=scanned.samples[::-1], foreground_pixels=scanned.foreground_pixels[::-1]
+    )
+    found, expected = (neuron_quantity([("conv", one)]) for one in (turned, scanned))
+    told = expected["activation"] != 0  # without an image all samples are alike
+    assert (expected.loc[told, "fq"] == 0).any()
+    pd.testing.assert_frame_equal(found[told], expected[told])
+    pd.testing.assert_frame_equal(layer_quantity([("conv", turned)]), layer_quantity([("conv", scanned)]))
+
+
 # Layers, whole and without each element -----------------------------------------------------------------------------
 
 
@@ -303,14 +319,14 @@ def test_layers_without_each_element_by_loops(scanned, form):
     for _, row in found.iterrows():
         learned, activations = [], []
         for neuron in np.ndindex(arrays["maximum"].shape[1:]):
-            best = (-1.0, 0)
+            best = (-1.0, 0.0)
             for sample in range(4):
                 at = (sample, *neuron)
                 value = math.prod(float(factors[name][at]) for name in PARTS if name != row["without"])
                 value = max(value, 0.0) if arrays["maximum"][at] > 0 else 0.0
-                best = max(best, (value, sample), key=lambda pair: pair[0])
+                best = max(best, (value, max(float(arrays["activation"][at]), 0.0)))
             learned.append(best[0])
-            activations.append(max(float(arrays["activation"][(best[1], *neuron)]), 0.0))
+            activations.append(best[1])
         assert row["mean"] == pytest.approx(np.mean(learned))
         assert row["variance"] == pytest.approx(np.mean(np.square(np.array(learned) - np.mean(learned))))
         assert row["correlation"] == pytest.approx(np.corrcoef(activations, learned)[0, 1])

@@ -130,7 +130,7 @@ def test_statistics_of_similarity_curves(run):
     rows += similarity_rows([[0.9, 0.5, 0.3, 0.1]] * 2, method=1)
     put(run, thesis.SIMILARITY, rows)
     assert thesis.similarity_trend(run) == pytest.approx(0.8)  # 0.1, 0.4, 0.8, 0.5
-    assert thesis.late_deviation_trend(run) == pytest.approx(-1)  # 0.4, 0.3
+    assert thesis.late_deviation_growth(run) == pytest.approx(-0.1)  # 0.4, 0.3
     assert thesis.layers_after_peak(run) == 1
 
 
@@ -148,8 +148,8 @@ def test_curves_are_those_of_the_similarity_values(run):
 
 def test_one_layer_has_no_curve(run):
     put(run, thesis.SIMILARITY, similarity_rows([[0.5], [0.4]]))
-    for statistic in (thesis.similarity_trend, thesis.late_deviation_trend, thesis.layers_after_peak):
-        with pytest.raises(UndefinedStatistic, match=r"one layer|fewer than two layers"):
+    for statistic in (thesis.similarity_trend, thesis.late_deviation_growth, thesis.layers_after_peak):
+        with pytest.raises(UndefinedStatistic, match=r"one layer only|no trend: 1 layers, and 4 are needed"):
             statistic(run)
 
 
@@ -181,15 +181,31 @@ def test_statistics_of_cut_training(run):
 
 
 def test_statistics_of_training(run):
-    history = [{"phase": "regular", "epoch": epoch, "validation_loss": loss} for epoch, loss in enumerate([3, 1, 2, 4])]
+    history = [
+        {"phase": "regular", "epoch": epoch, "validation_loss": loss} for epoch, loss in enumerate([3, 1, 2, 5, 4, 6])
+    ]
     put(run, thesis.HISTORY, history)
-    assert thesis.loss_trend_after_lowest(run) == pytest.approx(1)
-    put(run, thesis.HISTORY, history[:2])
-    with pytest.raises(UndefinedStatistic, match="the last epoch has the lowest loss"):
+    assert thesis.loss_trend_after_lowest(run) == pytest.approx(0.8)  # 2, 5, 4, 6
+    put(run, thesis.HISTORY, history[:5])
+    with pytest.raises(UndefinedStatistic, match="no trend: 3 epochs after the lowest loss, and 4 are needed"):
         thesis.loss_trend_after_lowest(run)
     (run.folder / thesis.HISTORY).write_text("phase,epoch,validation_loss\n", encoding="utf-8")
     with pytest.raises(UndefinedStatistic, match="not trained"):
         thesis.loss_trend_after_lowest(run)
+
+
+def test_losses_that_only_scatter_have_no_trend_after_the_lowest(run):
+    """The lowest one is lower than those after it by choice."""
+    generator, found = np.random.default_rng(0), []
+    for _ in range(300):
+        rows = [{"phase": "regular", "epoch": epoch, "validation_loss": generator.random()} for epoch in range(12)]
+        put(run, thesis.HISTORY, rows)
+        try:
+            found.append(thesis.loss_trend_after_lowest(run))
+        except UndefinedStatistic:
+            continue
+    assert len(found) > 150
+    assert abs(np.mean(found)) < 3 * np.std(found) / len(found) ** 0.5
 
 
 @pytest.mark.parametrize("name", sorted(thesis.STATISTICS))
