@@ -62,7 +62,7 @@ def test_a_second_study_takes_data_and_checkpoint_from_the_store(repository: Pat
     study = write_study(folder, "second", elsewhere, scan={"samples": 3})
     target = CHECKPOINT.format(study="second", seed=0)
     snakemake(repository, study, target, NNSCAN_STORE=str(folder / "store"))
-    for rule, name in (("prepare_data", "tiny"), ("train_model", "tiny_lenet5_0")):
+    for rule, name in (("prepare_data", "tiny"), ("train_model", "tiny+lenet5+0")):
         assert "taken from the store" in (folder / f"results/second/logs/{rule}/{name}.log").read_text(encoding="utf-8")
     first = folder / CHECKPOINT.format(study="first", seed=0)
     for path in first.parent.iterdir():
@@ -85,6 +85,7 @@ def test_another_protocol_is_not_taken_from_the_store(repository: Path, trained:
         ({}, 0, set()),
         ({"quantity": {"form": "ssim"}}, 0, set()),
         ({"training": {"epochs": 4, "overfitting_epochs": 5}}, 0, {"train_model"}),
+        ({"training": {"epochs": 3, "overfitting_epochs": 7}}, 0, set()),  # the regular training knows nothing of it
         ({"seeds": [0, 1]}, 0, set()),
         ({"seeds": [0, 1]}, 1, {"train_model"}),
     ],
