@@ -45,7 +45,8 @@ def dimension_curves(tables: Mapping[str, pd.DataFrame]) -> Figure:
                   transform=left.get_yaxis_transform())  # fmt: skip
     left.set_ylim(0, None)
     left.margins(y=0)
-    right.set_yscale("log")
+    right.set_yscale("symlog", linthresh=1)  # a layer that is the same for all images has no component
+    right.set_ylim(0, None)
     left.set(xlabel="relative depth", ylabel="intrinsic dimension (TwoNN)", title="Intrinsic dimension")
     right.set(xlabel="relative depth", ylabel="components", title="PCA: components for 90 % of the variance")
     left.legend(fontsize=8, loc="lower left")
