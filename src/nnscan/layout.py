@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from nnscan.artifacts import file_digest
 from nnscan.configuration import ModelConfig, Stage, Study
-from nnscan.places import NO_FILES, data_root, data_state, needs_files
+from nnscan.places import FETCHED, NO_FILES, data_root, data_state, needs_files
 
 CUTTABLE = {"simple_cnn": 3, "vgg11": 8, "vgg16": 13}
 """Models of the zoo that can be cut after a convolution, with their number of convolutions."""
@@ -551,6 +551,7 @@ class Layout:
             asked.append(("the labelled images", self.study.dissection.concepts, self.study.dissection.root, False))
         return [
             f"{what} ({source}): no file below {data_root(root)}; name the folder by root or NNSCAN_DATA"
+            + (", or set download: true" if source in FETCHED else "")
             for what, source, root, download in asked
             if not download and needs_files(source) and data_state(source, root) == NO_FILES
         ]

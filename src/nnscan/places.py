@@ -21,6 +21,10 @@ LAYOUTS = {
 _TORCHVISION_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
+FETCHED = (*IDX_FOLDERS, *_TORCHVISION_FOLDERS)
+"""The sources that torchvision can fetch."""
+
+
 def data_root(root: str | Path | None) -> Path:
     """Return the folder of the data: the given one, else the environment variable NNSCAN_DATA, else ./data."""
     return Path(root or os.environ.get("NNSCAN_DATA") or "data").expanduser()
@@ -45,7 +49,7 @@ NO_FILES = digest([])
 
 def needs_files(source: str) -> bool:
     """Return whether the data of a source lie in files of the user's."""
-    return source in (*IDX_FOLDERS, *_TORCHVISION_FOLDERS, *LAYOUTS, "image_folder", "broden")
+    return source in (*FETCHED, *LAYOUTS, "image_folder", "broden")
 
 
 def data_state(source: str, root: str | Path | None) -> str:

@@ -70,8 +70,8 @@ def parts(tmp_path, repository):
     runs = [Run("digits", "lenet5", seed, tmp_path / f"seed{seed}") for seed in (0, 1)]
     for run in runs:
         rows = [
-            {"layer": layer, "depth": depth, "ssim": 0.5 + 0.25 * depth, "fq": 0.1 + 0.5 * depth}
-            for depth, layer in enumerate(("features.0", "features.3"))
+            {"layer": layer, "depth": depth, "ssim": 0.5 + 0.125 * depth, "fq": 0.1 + 0.25 * depth}
+            for depth, layer in enumerate(("features.0", "features.3", "features.6", "features.8"))
         ]
         write_frame(run.folder / "metrics/well_trained/quantity.parquet", pd.DataFrame(rows), {})
     published = repository / "workflow" / "published"
