@@ -44,7 +44,9 @@ onstart:
 
 onsuccess:
     cancel_clocks()
-    if all(map(exists, rules.all.input)):
+    # an earlier run may have left all outputs to a run that asked for something else
+    asked = any(job.rule.name == "all" for job in workflow.dag.jobs)
+    if asked and all(map(exists, rules.all.input)):
         clear(layout)
         print(f"\nnnscan: study {study.study!r} is complete.")
         print(f"  report   {layout.root}/report.html")

@@ -156,7 +156,8 @@ def dimension_errors(runs: pd.DataFrame, correlation: Correlation | str) -> Figu
     axes.set_title(
         correlation
         if isinstance(correlation, str)
-        else f"r = {correlation.r:.2f}, {correlation.runs} runs of {runs['network'].nunique()} networks"
+        else f"r = {correlation.r:.2f}, {correlation.runs} runs of {runs['network'].nunique()} networks",
+        wrap=True,
     )
     axes.legend(fontsize=8)
     figure.tight_layout()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,9 +128,10 @@ def sentences(found: Sequence[Gap]) -> list[list[str]]:
 
 def clear(layout: Layout) -> None:
     """Remove an earlier list of what a study lacks, and the logs of failed jobs, which are not asked for any more."""
-    for failure in failures(layout):
-        Path(failure.log).unlink(missing_ok=True)
-    Path(layout.root, "missing.md").unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that has become read-only: the study is complete all the same
+        for failure in failures(layout):
+            Path(failure.log).unlink(missing_ok=True)
+        Path(layout.root, "missing.md").unlink(missing_ok=True)
 
 
 def announce(layout: Layout) -> str:

@@ -287,7 +287,7 @@ def _diversity_ends(frame: pd.DataFrame, count: int) -> tuple[list[int], list[in
 def ablation_masking(model: nn.Module, x: Tensor, y: Tensor, ablation: pd.DataFrame, count: int = 20) -> pd.DataFrame:
     """Mask the most and the least diverse filters of each layer, by diversities without one element of FQ.
 
-    A layer in which all filters are equally diverse is left out, as in `diversity_masking`.
+    A layer in which all filters are equally diverse whatever is left out has no rows.
 
     Args:
         model: The model.
@@ -305,14 +305,13 @@ def ablation_masking(model: nn.Module, x: Tensor, y: Tensor, ablation: pd.DataFr
     base, _ = evaluate(model, x, y)
     rows = []
     for (depth, layer), frames in ablation.groupby(["depth", "layer"]):
+        if all(_alike(frame) for _, frame in frames.groupby("without")):
+            continue
         groups = [
             (without, group, chosen)
             for without, frame in frames.groupby("without", sort=False)
-            if not _alike(frame)
             for group, chosen in zip(("top", "bottom"), _diversity_ends(frame, count), strict=True)
         ]
-        if not groups:
-            continue
         results = LayerMasking(model, x, y, str(layer)).results([chosen for *_, chosen in groups])
         for (without, group, chosen), loss, accuracy in zip(groups, *results, strict=True):
             rows.append((without, layer, depth, group, len(chosen), loss, 100 * (loss - base) / base, accuracy))

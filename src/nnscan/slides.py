@@ -309,11 +309,10 @@ def loss_changes(frame: pd.DataFrame) -> list[Row]:
     """Return the loss change (%) of each masked group, by layer and as mean of the layers; of no layer, nothing."""
     if frame.empty:
         return []
-    places = positions(frame)
     rows = []
     for (layer, group), part in frame.groupby(["layer", "group"]):
         filters = " to ".join(str(count) for count in sorted({part["filters"].min(), part["filters"].max()}))
-        keys = {"position": places[str(layer)], "layer": layer, "filters": filters, "group": group}
+        keys = {"position": int(part["depth"].iloc[0]) + 1, "layer": layer, "filters": filters, "group": group}
         rows.append({**keys, "quantity": "loss change", "value": mean_of(part["loss_change"])})
     filters = " to ".join(str(count) for count in sorted({frame["filters"].min(), frame["filters"].max()}))
     for group in frame["group"].unique():
@@ -551,9 +550,10 @@ _TABLES_4 = (
         caption="The filters of a layer are ranked by the number of clusters that their neurons form. As many "
         "filters as the column 'filters' says (20, or a quarter of the layer where it has fewer than 80) are "
         "masked at either end, in one layer at a time; among equal numbers of clusters, filters with fewer stray "
-        "neurons rank first. 'random' is the mean over draws of as many filters. The change is in percent of the "
-        "unmasked test loss. The source does not say which layer it masks, so its values stand beside the mean of "
-        "our layers. It numbers its data sets 1 to 3 and has no random draws.",
+        "neurons rank first. Layers in which all filters are alike, as linear ones, are left out. 'random' is the mean "
+        "over draws of as many filters. The change is in percent of the unmasked test loss. The source does not say "
+        "which layer it masks, so its values stand beside the mean of our layers. It numbers its "
+        "data sets 1 to 3 and has no random draws.",
     ),
     Table(
         id="slides_4-4",
@@ -576,9 +576,9 @@ _TABLES_4 = (
         inputs=(LOCALISATION,),
         function=table_localisation,
         columns="method",
-        caption="Means over the scanned test samples. A map is stretched to [0, 1]; its pixels from the level on are "
-        "compared with the foreground mask. The source states no level; its values stand beside ours at half of the "
-        "range. CAM and Grad-CAM explain the class that the network gives. CAM is defined only where global pooling "
+        caption="Means over the scanned test samples. A map, with 0 for negative values, is stretched to [0, 1]; its "
+        "pixels from the level on are compared with the foreground mask. The source states no level; its "
+        "values stand beside ours at half of the range. CAM and Grad-CAM explain the class that the network gives. CAM is defined only where global pooling "
         "and one linear layer follow the last convolution; the source does not say how it got CAM for AlexNet and "
         "VGG. The FQ map is the sum of the absolute learning images of the last convolutional layer's neurons, "
         "weighted with FQ. FQ is computed with the very mask that it is compared with, and learning images vanish "

@@ -174,11 +174,12 @@ def change_by(suffix: str) -> Callable[[Sequence[tuple[str, float]]], tuple[floa
         runs: dict[str, list[float]] = {}
         for name, value in values:
             runs.setdefault(name, []).append(value)
-        pairs = [(runs[f"{name}{suffix}"], runs[name]) for name in runs if f"{name}{suffix}" in runs]
-        if not pairs:
+        twins = [(runs[f"{name}{suffix}"], runs[name]) for name in runs if f"{name}{suffix}" in runs]
+        if not twins:
             raise UndefinedStatistic(f"no model has a twin whose name ends in {suffix!r}")
+        pairs = [pair for pair in twins if min(map(len, pair)) > 1]
         sides = [side for pair in pairs for side in pair]
-        if min(map(len, sides)) < 2 or all(len({*side}) == 1 for side in sides):
+        if all(len({*side}) == 1 for side in sides):
             raise UndefinedStatistic("too few seeds, or all alike: no interval")
         mean = float(np.mean([np.mean(beside) - np.mean(without) for beside, without in pairs]))
         errors = [np.var(side, ddof=1) / len(side) / len(pairs) ** 2 for side in sides]
