@@ -578,7 +578,8 @@ _TABLES_4 = (
         columns="method",
         caption="Means over the scanned test samples. A map, with 0 for negative values, is stretched to [0, 1]; its "
         "pixels from the level on are compared with the foreground mask. The source states no level; its "
-        "values stand beside ours at half of the range. CAM and Grad-CAM explain the class that the network gives. CAM is defined only where global pooling "
+        "values stand beside ours at half of the range. CAM and Grad-CAM explain the class that the network "
+        "gives. CAM is defined only where global pooling "
         "and one linear layer follow the last convolution; the source does not say how it got CAM for AlexNet and "
         "VGG. The FQ map is the sum of the absolute learning images of the last convolutional layer's neurons, "
         "weighted with FQ. FQ is computed with the very mask that it is compared with, and learning images vanish "
