@@ -10,7 +10,7 @@ import re
 import reprlib
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -92,19 +92,28 @@ class DatasetConfig(_Closed):
         "digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder", "camvid", "det", "cub", "voc"
     ] = Field(
         description="what reads it; image_folder wants train/<class>/ and test/<class>/, in a folder or a .tar.gz; "
-        "camvid, det (ILSVRC), cub (CUB-200-2011) and voc (Pascal VOC) want their unpacked archives"
+        "det (ILSVRC), cub (CUB-200-2011) and voc (Pascal VOC) want their unpacked archives, camvid the folders above"
     )
     root: str | None = Field(
         None, description="where the files lie; default: $NNSCAN_DATA, else ./data (digits needs none)"
     )
     download: bool = Field(False, description="fetch a missing torchvision data set")
-    size: Positive | None = Field(32, description="side in pixels that images are resized to; null keeps theirs")
-    channels: Literal[1, 3] | None = Field(None, description="1: gray, 3: RGB; null: as in the source")
+    size: Positive | None = Field(
+        32,
+        description="side in pixels that images are resized to; null keeps theirs (digits and MNIST-like: 32)",
+    )
+    channels: Literal[1, 3] | None = Field(
+        None, description="1: gray, 3: RGB; null: 3 for folders and annotated sets, else as in the source"
+    )
     normalization: Literal["unit", "standard"] = Field(
-        "unit", description="what the network is fed: [0, 1], or (value - mean) / deviation of each channel"
+        "unit",
+        description="what the network is fed: [0, 1], or (value - mean) / deviation of each channel of the train split",
     )
     test_fraction: Share = Field(0.2, description="share cut off for testing where the source has no test part")
-    validation_fraction: Share = Field(0.2, description="share of the training part cut off for validation")
+    validation_fraction: Share = Field(
+        0.2,
+        description="share of the training part cut off for validation; of the whole where the source has no test part",
+    )
     split_seed: int = Field(0, ge=0, description="seed of the stratified cuts, the same for all runs")
     train_limit: Positive | None = Field(None, description="use a stratified subset of this many training images")
     validation_limit: Positive | None = Field(None, description="likewise for validation")
@@ -173,7 +182,8 @@ class TrainingConfig(_Closed):
     preset: Literal["thesis", "slides"] | None = Field(
         None,
         description="a protocol by name; keys given beside it win. thesis: Adam 1e-3, weight decay 1e-5, 30 epochs, "
-        "batch 128; slides: SGD 0.01, momentum 0.9, 200 epochs",
+        "batch 128; slides: our proposal, since the slides state none: SGD 0.01, momentum 0.9, weight decay 5e-4, "
+        "200 epochs, batch 128, shift",
     )  # fmt: skip
     optimizer: Literal["adam", "sgd"] = Field("adam", description="optimiser")
     learning_rate: float = Field(1e-3, gt=0, description="learning rate")
@@ -284,7 +294,9 @@ class AnomalyConfig(_Closed):
     )
     samples: Annotated[int, Field(ge=50)] = Field(400, description="training images, the same for every checkpoint")
     k_rule: Literal["ch", "bic"] = Field(
-        "ch", description="number of clusters 2 to 5 by highest CH index or lowest BIC"
+        "ch",
+        description="number of clusters. ch: 1 if BIC prefers one to two, else 2 to 5 by highest CH index; bic: 1 to 5 "
+        "by lowest BIC",
     )
     outlier_share: float = Field(
         0.01, gt=0, lt=0.5, description="a cluster of at most this share of the samples, or one sample, is outliers"
@@ -325,8 +337,16 @@ def _default_stages() -> list[Stage]:
     return ["theses"]
 
 
+CONTROLS = ("random", "edges", "input")
+"""Methods that explain nothing and stand in every table of explanations, so that others can be read beside them."""
+
+
+def _with_controls(methods: Sequence[str]) -> list[str]:
+    return [*methods, *(name for name in CONTROLS if name not in methods)]
+
+
 def _default_retrained() -> list[str]:
-    return ["random", "edges", "input", "vanilla_gradient", "integrated_gradients", "grad_cam"]
+    return [*CONTROLS, "vanilla_gradient", "integrated_gradients", "grad_cam"]
 
 
 class DissectionConfig(_Closed):
@@ -349,7 +369,8 @@ class DissectionConfig(_Closed):
         None, description="side of the squares to which the network's inputs are resized; null: as the images are"
     )
     layers: Literal["convolutional", "all"] | list[str] = Field(
-        "convolutional", description="layers whose units are dissected, behind their activation"
+        "convolutional",
+        description="layers whose units are dissected, behind their activation; all: linear ones too; or names",
     )
     share: Share = Field(0.005, description="share of a unit's activations that lies above its threshold")
     detector: Share = Field(0.04, description="a unit whose IoU with a concept is above this detects it")
@@ -391,7 +412,10 @@ class ExplainersConfig(_Closed):
     """Methods of explanation, judged on equal terms."""
 
     methods: list[str] | None = Field(
-        None, min_length=1, description="methods by name (docs/methods.md lists them); null: all of them"
+        None,
+        min_length=1,
+        description="methods by name (docs/methods.md lists them), to which the controls random, edges and input "
+        "are added; null: all of them",
     )
     samples: Positive = Field(
         32, description="scanned test images that are explained, of those with a foreground where there are masks"
@@ -405,7 +429,8 @@ class ExplainersConfig(_Closed):
     generator_steps: Positive = Field(2000, description="batches in the training of the generator of images (DGN-AM)")
     retrained: list[str] = Field(
         default_factory=_default_retrained, min_length=1,
-        description="retraining: methods whose pixels are removed; fast ones, as they explain all images",
+        description="retraining: methods whose pixels are removed, to which the controls are added; fast ones, as they "
+        "explain all images",
     )  # fmt: skip
     retrained_epochs: Annotated[int, Field(ge=3)] = Field(5, description="retraining: epochs of each training")
 
@@ -435,8 +460,8 @@ class Study(_Closed):
     stages: list[Stage] = Field(
         default_factory=_default_stages, min_length=1,
         description="what is measured: theses (NNS, FQ, TIP, SAF and similarity with their experiments), dissection "
-        "(Network Dissection), dimension (TwoNN), prototypes (ProtoPNet), explainers (the survey's methods of "
-        "explanation, evaluated), retraining (remove and retrain, ROAR)",
+        "(Network Dissection), dimension (TwoNN), prototypes (ProtoPNet; of the zoo's networks but fcn, others are "
+        "left out), explainers (the survey's methods of explanation, evaluated), retraining (remove and retrain, ROAR)",
     )  # fmt: skip
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
         "auto", description="where models run: auto (a GPU where torch sees one, else the CPU), cpu, cuda, cuda:1, mps"
@@ -501,8 +526,14 @@ class Study(_Closed):
         return next(dataset for dataset in self.datasets if dataset.name == name)
 
     def methods_of(self, name: str) -> list[str] | None:
-        """Return the methods of explanation of a model; None for all."""
-        return self.model(name).methods or self.explainers.methods
+        """Return the methods of explanation of a model, with the controls; None for all."""
+        named = self.model(name).methods or self.explainers.methods
+        return None if named is None else _with_controls(named)
+
+    @property
+    def retrained(self) -> list[str]:
+        """The methods whose pixels are removed before retraining, with the controls."""
+        return _with_controls(self.explainers.retrained)
 
     def named_methods(self) -> dict[str, list[str]]:
         """Return the methods of explanation that the study names, by the key that does; no defaults."""
@@ -724,8 +755,10 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
             continue
         default = "required" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
         properties = model.model_json_schema()["properties"][name]
-        options = [value for part in (properties, *properties.get("anyOf", [])) for value in part.get("enum", [])]
-        possible = f" One of: {', '.join(map(str, options))}." if options else ""
+        parts = (properties, *properties.get("anyOf", []))
+        options = [value for part in parts for value in part.get("enum", [])]
+        open_ = any(part.get("type") == "array" for part in parts)
+        possible = f" One of: {', '.join(map(str, options))}." if options and not open_ else ""
         text = str(field.description).replace("|", "\\|")
         yield f"| `{key}` | {default} | {text}.{possible} |"
 

@@ -7,7 +7,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnscan.explanations import Method, Setting
 from nnscan.metrics import Inputs, Metric, Score, judged, maps_of
@@ -145,6 +145,31 @@ def measured(device: torch.device) -> Iterator[Cost]:
 def _of_one(setting: Setting, number: int) -> Setting:
     """Return what methods are given of one input alone."""
     return setting if setting.scanned is None else replace(setting, scanned=setting.scanned.part(np.array([number])))
+
+
+def synthesis_costs(
+    model: nn.Module, images: Mapping[str, Tensor], methods: Iterable[Method], setting: Setting
+) -> pd.DataFrame:
+    """Return time and peak memory of methods that make images of classes, for one image: of the first class, alone.
+
+    Args:
+        model: The model.
+        images: What methods have made of all classes (classes, C, H, W), by name: no call here is a method's first.
+        methods: The methods; those that have made no images are left out.
+        setting: What methods are given.
+
+    Returns:
+        method, seconds, megabytes (see `METRICS`).
+    """
+    rows = []
+    for method in methods:
+        if method.synthesise is not None and method.name in images:
+            channels, height, width = images[method.name].shape[1:]
+            gc.collect()
+            with measured(device_of(model)) as cost:
+                method.synthesise(model, (channels, height, width), [0], setting)
+            rows.append((method.name, cost.seconds, cost.megabytes))
+    return pd.DataFrame(rows, columns=["method", "seconds", "megabytes"])
 
 
 def cost_scores(model: nn.Module, inputs: Inputs, methods: Iterable[Method]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -180,7 +181,10 @@ def neighbour_ratios(features: ArrayLike) -> Array:
     Raises:
         DataError: Values are not finite, or fewer than 20 distinct points are left.
     """
-    cloud = _Cloud(features)
+    return _cloud_ratios(_Cloud(features))
+
+
+def _cloud_ratios(cloud: _Cloud) -> Array:
     ratios = _ratios(cloud.neighbours(np.zeros((1, len(cloud)), np.int64))[0])
     _require(len(ratios), "points at a distance from their neighbours")
     return ratios
@@ -249,7 +253,8 @@ def likelihood_dimension(ratios: ArrayLike, share: float = 1.0) -> float:
 def two_nn(features: ArrayLike) -> float:
     """Return the intrinsic dimension of points, by TwoNN on the smallest 90 % of the ratios.
 
-    Estimates above about 20 are lower bounds: neighbours of few points in many dimensions are too far away.
+    Estimates above about 20 are lower bounds: neighbours of few points in many dimensions are too far away. That, and
+    whatever else speaks against an estimate (`Dimension.warning`), is a `UserWarning`.
 
     Args:
         features: Points (N, ...), for example a layer's representation of N images; flattened to (N, D).
@@ -259,7 +264,12 @@ def two_nn(features: ArrayLike) -> float:
 
     Source: Facco et al. 2017, steps 1 to 5.
     """
-    return dimension_of_ratios(neighbour_ratios(features))
+    cloud = _Cloud(features)
+    ratios = _cloud_ratios(cloud)
+    dimension = dimension_of_ratios(ratios)
+    if reasons := _warning(cloud, ratios, dimension, fit_quality(ratios)):
+        warnings.warn(reasons, stacklevel=2)
+    return dimension
 
 
 # All about one representation -----------------------------------------------------------------------------------------

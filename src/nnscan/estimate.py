@@ -1636,12 +1636,12 @@ def retrain_without_pixels(n: Network) -> Work:
     """Explain all images by some methods; train anew without shares of their pixels, and once with all of them."""
     d, settings = n.images, n.study.explainers
     trained = training(n, settings.retrained_epochs, evaluated=4, kept=4)
-    trainings = 1 + REMOVED * len(settings.retrained)
+    trainings = 1 + REMOVED * len(n.study.retrained)
     maps = Work(
-        seconds=ORDERED_PIXEL * REMOVED * len(settings.retrained) * d.count * d.pixels,
+        seconds=ORDERED_PIXEL * REMOVED * len(n.study.retrained) * d.count * d.pixels,
         memory=trained.memory + (FLOAT + 2 * 8) * d.count * d.pixels + 2 * d.count * d.values,
     )
-    explained = explaining(n, settings.retrained, d.count, min(d.count, EXPLAINED_BATCH**2))
+    explained = explaining(n, n.study.retrained, d.count, min(d.count, EXPLAINED_BATCH**2))
     return replace(trained * trainings + explained + maps, disk=SCORE_BYTES * trainings)
 
 

@@ -32,7 +32,7 @@ def unit_exhibits(
     units: pd.DataFrame,
     exemplars: pd.DataFrame,
     layer: str,
-    count: int = 8,
+    count: int = 6,
     shown: int = 5,
     upsampling: Upsampling = "anchored",
 ) -> list[UnitGallery]:

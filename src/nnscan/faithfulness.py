@@ -67,6 +67,21 @@ METRICS = (
         meaning="Mean probability of the class while pixels come back into the blurred image, the most important "
         "first.",
     ),
+    *(
+        Metric(
+            name=f"{name}_curve",
+            title=f"{name} curve",
+            question="faithfulness",
+            direction=None,
+            low=0,
+            high=1,
+            paper="Petsiuk et al., RISE",
+            year=2018,
+            meaning=f"Probability of the class after a step of {name}.",
+            cases="share of the pixels that was changed",
+        )
+        for name in ("deletion", "insertion")
+    ),
 )
 """The metrics of `faithfulness_scores`."""
 
@@ -171,7 +186,7 @@ def blurred(x: Tensor) -> Tensor:
 
 
 def faithfulness_scores(model: nn.Module, inputs: Inputs, methods: Iterable[Method]) -> pd.DataFrame:
-    """Return the areas under the deletion and insertion curves of methods, for each input.
+    """Return the deletion and insertion curves of methods and the areas under them, for each input.
 
     Args:
         model: The model.
@@ -184,8 +199,12 @@ def faithfulness_scores(model: nn.Module, inputs: Inputs, methods: Iterable[Meth
 
     def judge(method: Method) -> Iterator[Score]:
         maps = own_maps(method, model, inputs)
-        yield Score("deletion", deletion_curves(model, inputs.x, inputs.classes, maps, inputs.mean).areas)
-        yield Score("insertion", insertion_curves(model, inputs.x, inputs.classes, maps).areas)
+        deletion = deletion_curves(model, inputs.x, inputs.classes, maps, inputs.mean)
+        insertion = insertion_curves(model, inputs.x, inputs.classes, maps)
+        for name, curves in (("deletion", deletion), ("insertion", insertion)):
+            yield Score(name, curves.areas)
+            for share, probabilities in zip(curves.shares, curves.probabilities.T, strict=True):
+                yield Score(f"{name}_curve", probabilities, case=f"{share:.4g}")
 
     return judged(methods, inputs.samples, METRICS, judge)
 

@@ -940,24 +940,36 @@ class UnitGallery:
     masks: NDArray[np.bool_]
 
 
-def unit_galleries(galleries: Sequence[UnitGallery]) -> Figure:
-    """Draw units with the images that activate them most; a unit's mask is outlined, what lies outside is dimmed."""
-    if not galleries:
+def unit_galleries(galleries: Mapping[str, Sequence[UnitGallery]]) -> Figure:
+    """Draw units with the images that activate them most; a unit's mask is outlined, what lies outside is dimmed.
+
+    Args:
+        galleries: Units by layer, in the order of the layers; each layer begins a row.
+    """
+    units = [gallery for own in galleries.values() for gallery in own]
+    if not units:
         return sentence("no unit overlaps with a concept")
-    columns, shown = 2, max(len(gallery.images) for gallery in galleries)
-    height, width = galleries[0].images.shape[2:]
-    rows = -(-len(galleries) // columns)
+    columns, shown = 2, max(len(gallery.images) for gallery in units)
+    height, width = units[0].images.shape[2:]
+    names = dict(zip(galleries, short_layers(list(galleries)), strict=True))
+    placed: list[tuple[int, int, str, UnitGallery]] = []
+    rows = 0
+    for layer, own in galleries.items():
+        placed += [
+            (rows + place // columns, place % columns, names[layer], gallery) for place, gallery in enumerate(own)
+        ]
+        rows += -(-len(own) // columns)
     figure = plt.figure(figsize=(1.25 * shown * columns * min(2.0, width / height), 1.6 * rows + 0.4))
     outer = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.3)
-    for place, gallery in enumerate(galleries):
-        inner = outer[place // columns, place % columns].subgridspec(1, shown, wspace=0.04)
+    for row, column, layer, gallery in placed:
+        inner = outer[row, column].subgridspec(1, shown, wspace=0.04)
         for position, (image, mask) in enumerate(zip(gallery.images, gallery.masks, strict=True)):
             axes = figure.add_subplot(inner[0, position])
             _show(axes, np.where(mask, image, 0.5 * image))
             if mask.any() and not mask.all():  # dark images hardly show where they are dimmed
                 axes.contour(mask, levels=[0.5], colors="gold", linewidths=0.8)
             if position == 0:
-                axes.set_title(plain(gallery.title), fontsize=9, loc="left", pad=3)
+                axes.set_title(plain(f"{layer}, {gallery.title}"), fontsize=9, loc="left", pad=3)
     return figure
 
 

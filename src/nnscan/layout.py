@@ -217,7 +217,7 @@ FIGURES = {
     "unit_galleries": Figure(
         "draw_units",
         "Units that detect something, and the images that activate them most",
-        "Of the last dissected layer, the best units of each concept first. What lies outside the unit's mask, where "
+        "Of each dissected layer, the best units of each concept first. What lies outside the unit's mask, where "
         "its enlarged map is above its threshold, is dimmed; the mask is outlined. First seed.",
         "dissection",
     ),
@@ -292,6 +292,15 @@ FIGURES = {
         "Activation maximisation without (AM) and with a generator of images (DGN-AM), beside an image of the "
         "validation split. Below each: the probability that the network gives the class, and how many of the networks "
         "of other seeds agree. First seed.",
+        "explainers",
+    ),
+    "faithfulness_curves": Figure(
+        "draw_explainers",
+        "The class while pixels leave and come back",
+        "Probability of the explained class while pixels are removed (left, the lower the better) or come back into "
+        "the blurred image (right, the higher the better), those first that a map calls most important. In color the "
+        "best five methods by the area below the curve, black the controls, gray all others. Means over the images "
+        "and the seeds.",
         "explainers",
     ),
     "explainer_ranks": Figure(
@@ -481,7 +490,7 @@ class Layout:
 
     def retraining_infillers(self, wildcards: Any) -> list[str]:
         """Return the path of that network where the methods whose pixels are removed need it."""
-        return self._infiller(wildcards) if "generative_infilling" in self.study.explainers.retrained else []
+        return self._infiller(wildcards) if "generative_infilling" in self.study.retrained else []
 
     def _infiller(self, wildcards: Any) -> list[str]:
         return [self.dataset("infiller/infiller.safetensors").format(dataset=wildcards.dataset)]
@@ -583,8 +592,8 @@ class Layout:
                 for checkpoint in self.measured(model)
                 for name in ("dimension", "dimension_blocks")
             ]
-            if "shuffled" in self.measured(model):
-                names += ["training/shuffled_history.csv", "training/shuffled_results.csv"]
+        if {"dimension", "explainers"} & set(stages) and model in self.overfitted():
+            names += ["training/shuffled_history.csv", "training/shuffled_results.csv"]
         if "explainers" in stages:
             names += ["explainers/atlas.h5", "explainers/images.h5", "explainers/images.parquet"]
             names += [f"explainers/{question}.parquet" for question in QUESTIONS]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -190,12 +191,22 @@ class Score:
 
 def frame(samples: NDArray[np.int64], method: str, scores: Iterable[Score]) -> pd.DataFrame:
     """Return scores of a method as rows; see `COLUMNS`."""
-    parts = []
-    for score in scores:
-        values = np.asarray(score.values, dtype=np.float64)
-        part = pd.DataFrame({"sample": samples, "method": method, "metric": score.metric, "case": score.case})
-        parts.append(part.assign(value=values, reason=np.where(np.isnan(values), score.reason, "")))
-    return pd.concat(parts, ignore_index=True)[list(COLUMNS)] if parts else pd.DataFrame(columns=list(COLUMNS))
+    given, count = list(scores), len(samples)
+    if not given:
+        return pd.DataFrame(columns=list(COLUMNS))
+    values = np.concatenate([np.asarray(score.values, dtype=np.float64) for score in given])
+    cases = [[score.case] * count if isinstance(score.case, str) else score.case for score in given]
+    reasons = np.repeat([score.reason for score in given], count)
+    return pd.DataFrame(
+        {
+            "sample": np.tile(samples, len(given)),
+            "method": method,
+            "metric": np.repeat([score.metric for score in given], count),
+            "case": list(chain.from_iterable(cases)),
+            "value": values,
+            "reason": np.where(np.isnan(values), reasons, ""),
+        }
+    )[list(COLUMNS)]
 
 
 def judged(

@@ -19,7 +19,7 @@ from plotly.subplots import make_subplots
 from nnscan.artifacts import atomic_path
 from nnscan.markup import write_page
 from nnscan.metrics import Metric
-from nnscan.rankings import FEWEST, MEASURES, agreement, by_question, disputed, places, ranked, wide
+from nnscan.rankings import FEWEST, MEASURES, PICTURES, agreement, by_question, disputed, places, ranked, wide
 from nnscan.similarities import seed_curves
 
 KINDS = {"simple": "simple averages", "most": "most confident averages", "least": "least confident averages"}
@@ -212,12 +212,16 @@ def _network(own: pd.DataFrame, controls: Sequence[str], meanings: Mapping[str, 
          "low": row["ci_low"], "high": row["ci_high"]}
         for row in own.to_dict("records")
     ]  # fmt: skip
-    scores = wide(rows)
+    painters = dict.fromkeys(
+        row["method"] for row in rows if row["quantity"] in PICTURES and not math.isnan(row["value"])
+    )
+    scores = wide([row for row in rows if row["method"] not in painters])
     place = places(scores)
     questions = by_question(place)
     overall = questions.mean(axis=1).sort_values(kind="stable")
     order = overall.index
     asked = [one for one in MEASURES if one.quantity in scores.columns or not one.direction]
+    paid = [one for one in asked if one.question == "cost"]
     valued = {row["method"] for row in rows if not math.isnan(row["value"])}
     refused: dict[str, dict[str, None]] = {}
     for row in rows:
@@ -229,6 +233,13 @@ def _network(own: pd.DataFrame, controls: Sequence[str], meanings: Mapping[str, 
         "questions": _places(questions.loc[order].assign(mean=overall)[["mean", *questions.columns]], controls),
         "score_columns": [_column(one.quantity, _ARROWS[one.direction], meanings[one.metric]) for one in asked],
         "scores": _scores(rows, scores.loc[order], [one.quantity for one in asked], controls),
+        "picture_columns": [
+            *(_column(quantity, meaning=meaning) for quantity, meaning in PICTURES.items()),
+            *(_column(one.quantity, _ARROWS[one.direction], meanings[one.metric]) for one in paid),
+        ],
+        "pictures": _scores(
+            rows, pd.DataFrame(index=list(painters)), [*PICTURES, *(one.quantity for one in paid)], controls
+        ),
         "refused": [(name, "; ".join(notes)) for name, notes in refused.items()],
         **_disagreements(scores, questions),
     }

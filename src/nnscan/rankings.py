@@ -23,6 +23,14 @@ FILES = {question: f"explainers/{question}.parquet" for question in QUESTIONS}
 RETRAINING = "explainers/retraining.parquet"
 IMAGES = "explainers/images.parquet"
 
+PICTURES = {
+    "probability of the class": "What the network that the image was made for gives the class (softmax).",
+    "agreement of the judges": "Share of the networks of other seeds whose answer is the class.",
+    "distance to training images": "Root mean square over pixels and channels of the difference to the nearest "
+    "training image, in units of the network's input. Validation images say what is usual; far less would be a copy.",
+}
+"""The numbers of images of classes, which methods that explain inputs do not have, and what they mean."""
+
 _LABELS = "no network was trained on shuffled labels"
 _PROMISE = "the method promises no sum"
 _STAGES = "there is one stage of random layers only"

@@ -20,7 +20,7 @@ from markupsafe import escape
 from nnscan.artifacts import atomic_path
 from nnscan.errors import printable
 from nnscan.limits import reading
-from nnscan.tables import DATA, MISSING, MODELS, QUANTITIES, Row, Table, columns_of, records_of, sort_key, typed
+from nnscan.tables import DATA, MISSING, MODELS, OURS, QUANTITIES, Row, Table, columns_of, records_of, sort_key, typed
 
 # Keys of the tables as people read them; a key without a label reads as it is.
 LABELS = {
@@ -212,7 +212,7 @@ def _words(row: Row, mark: str) -> Cell:
     """Return the cell of a statement: the survey's words before the slash where ours are others."""
     if not row["statement"]:
         return Cell((), row["survey"], mark=mark)
-    alike = row["survey"] == row["statement"]
+    alike = row["survey"] == row["statement"] or row["quantity"] in OURS
     return Cell(() if alike else (row["survey"] or _DASH,), row["statement"], mark=mark)
 
 

@@ -29,6 +29,10 @@ _CELL, _LABEL = 0.72, 1.3  # inches
 _SHARE = 0.94  # of a cell that its picture takes
 _HEAD = 0.42  # of a cell, for what stands above the images
 
+_NAMED = 5  # methods that stand out among curves
+_CONTROL_LINES = {"random": "--", "edges": ":", "input": "-."}
+_FAITHFUL = (("deletion", "removed", True), ("insertion", "brought back", False))  # whether good curves are low
+
 
 class Shown(NamedTuple):
     """What a method shows of some inputs.
@@ -230,6 +234,43 @@ def explainer_ranks(scores: pd.DataFrame, titles: Mapping[str, str], heading: st
         right.set(title="agreement of two scores (Kendall's tau)", xlabel="", ylabel="")
         right.set_facecolor("0.92")
         right.tick_params(labelsize=7.5)
+    figure.suptitle(plain(heading), fontsize=11)
+    return figure
+
+
+def faithfulness_curves(scores: pd.DataFrame, titles: Mapping[str, str], heading: str) -> Figure:
+    """Draw how the probability of a class goes while the pixels that maps call most important leave or come back.
+
+    Args:
+        scores: Rows of `metrics.COLUMNS` of all seeds, with those of `faithfulness.faithfulness_scores`.
+        titles: Of the methods, by name.
+        heading: What is written above.
+    """
+    frame = scores[scores["metric"].str.endswith("_curve") & scores["value"].notna()]
+    if not len(frame):
+        return sentence("no method has maps of inputs")
+    frame = frame.assign(share=100 * frame["case"].astype(float), probability=frame["value"])
+    means = frame.pivot_table("probability", ["metric", "method"], "share", sort=False)
+    figure, grid = plt.subplots(1, 2, figsize=(11.2, 4.2), sharey=True, layout="constrained")
+    for axes, (name, label, falls) in zip(grid, _FAITHFUL, strict=True):
+        own = means.loc[f"{name}_curve"].sort_index(axis=1)
+        areas = pd.Series(np.trapezoid(own, own.columns, axis=1), own.index)
+        order = areas.sort_values(ascending=falls, kind="stable").index
+        best = [method for method in order if method not in _CONTROL_LINES][:_NAMED]
+        lines = dict(zip(best, sns.color_palette("colorblind", len(best)), strict=True))
+        for method in reversed(order):  # the best lie above
+            if method in _CONTROL_LINES:
+                style = {"color": "black", "linestyle": _CONTROL_LINES[method], "linewidth": 1.2}
+            elif method in lines:
+                style = {"color": lines[method], "linewidth": 2.0}
+            else:
+                style = {"color": "0.75", "linewidth": 0.8}
+            named = method in lines or method in _CONTROL_LINES
+            axes.plot(own.columns, own.loc[method], label=plain(titles.get(method, method)) if named else None, **style)
+        axes.set(xlabel=f"share of the pixels {label} (%)", title=name, xlim=(0, 100), ylim=(0, 1.02))
+        handles, names = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], names[::-1], fontsize=7.5, loc="upper right" if falls else "lower right")
+    grid[0].set(ylabel="probability of the class")
     figure.suptitle(plain(heading), fontsize=11)
     return figure
 

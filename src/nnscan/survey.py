@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nnscan.rankings import FILES, IMAGES, MEASURES, RETRAINING, Measure, means
+from nnscan.configuration import CONTROLS
+from nnscan.rankings import FILES, IMAGES, MEASURES, PICTURES, RETRAINING, Measure, means
 from nnscan.tables import (
     BASE,
     MISSING,
+    OURS,
     QUANTITIES,
     NotAsked,
     Row,
@@ -29,6 +31,7 @@ from nnscan.tables import (
     missing,
     named_seeds,
     records_of,
+    require_learned_labels,
     sort_key,
     summarise,
     typed,
@@ -37,18 +40,29 @@ from nnscan.tables import (
 if TYPE_CHECKING:
     from nnscan.explanations import Method
 
-CONTROLS = ("random", "edges", "input")
-"""The methods that every table shows."""
-
 VALIDATION = "validation"
 """Images of the validation split, beside which images of classes stand."""
 
-PICTURES = ("probability of the class", "agreement of the judges", "distance to training images")
-"""The numbers of methods that make images of classes."""
+_COSTS = {"time per image": "seconds", "memory per image": "megabytes"}
 
-FACTS = ("family", "year", "detail", "depends on the class", "online", "access to the model", "explains", "scope")
-"""What the survey's table 3 says of a method."""
+FACTS = (
+    "family",
+    "paper",
+    "year",
+    "detail",
+    "depends on the class",
+    "online",
+    "access to the model",
+    "explains",
+    "scope",
+    "needs",
+)
+"""What table 3 says of a method: the survey's columns, and the paper and what the method needs."""
 
+_WITHOUT = {  # why an image lacks a number
+    "agreement": "no network of another seed judges them",
+    "megabytes": "the memory of a process cannot be told on this system",
+}
 _EXPLAINS = {  # the survey's terms, of ours
     "class score": "output class",
     "class probability": "output class",
@@ -79,10 +93,13 @@ def title_of(method: Method) -> str:
 def picture_means(frame: pd.DataFrame) -> list[Row]:
     """Return the mean over the images of each method that makes images of classes; as `rankings.means`."""
     rows = []
-    for quantity, column in zip(PICTURES, ("probability", "agreement", "distance"), strict=True):
+    columns = dict(zip(PICTURES, ("probability", "agreement", "distance"), strict=True)) | _COSTS
+    for quantity, column in columns.items():
         for method, own in frame.groupby("method", sort=False):
+            if method == VALIDATION and quantity in _COSTS:  # nobody made them
+                continue
             absent = own[column].isna()
-            reasons = dict.fromkeys(own["reason"][absent].replace("", "no network of another seed judges them"))
+            reasons = dict.fromkeys(own["reason"][absent].replace("", _WITHOUT.get(column, "")))
             value = math.nan if absent.all() else float(own[column].mean())
             rows.append(
                 {"method": str(method), "quantity": quantity, "value": value, "images": len(own),
@@ -226,6 +243,7 @@ def facts_of(method: Method) -> dict[str, str]:
     """Return what the register says of a method, in the survey's terms."""
     return {
         "family": method.family,
+        "paper": method.paper,
         "year": str(method.year),
         "detail": method.detail or "image of a class",
         "depends on the class": "yes" if method.class_specific else "no",
@@ -233,6 +251,7 @@ def facts_of(method: Method) -> dict[str, str]:
         "access to the model": "transparent" if method.transparent else "agnostic",
         "explains": method.explains,
         "scope": method.scope,
+        "needs": ", ".join(method.needs) or "nothing",
     }
 
 
@@ -251,7 +270,6 @@ def _survey(
     quantities: Sequence[str],
     methods: Iterable[str],
     facts: Sequence[str],
-    ours: Callable[[str], Mapping[str, str]],
 ) -> pd.DataFrame:
     """Return a table of the survey with numbers beside.
 
@@ -260,8 +278,7 @@ def _survey(
         published: What the survey prints.
         quantities: The numbers that stand beside.
         methods: Which stand in it, beside the controls.
-        facts: What it states in words.
-        ours: What the register says of a method, by fact; there is nothing where the survey alone speaks.
+        facts: What it states in words: the survey, the register of methods (`facts_of`), or both.
     """
     register = _methods()
     shown = {*methods, *CONTROLS}
@@ -276,7 +293,7 @@ def _survey(
         base = {"dataset": dataset, "model": model}
         for method in found - {""}:
             for fact in facts:
-                says = ours(method).get(fact, "")
+                says = facts_of(register[method]).get(fact, "") if method in register else ""
                 survey = printed.get(method, {}).get(fact, "")
                 differ = bool(says and survey) and not agrees(fact, says, survey)
                 note = f"the survey prints “{survey}”" if differ else ""
@@ -290,36 +307,27 @@ def _survey(
     return _table(rows)
 
 
-def _nothing(method: str) -> Mapping[str, str]:
-    return {}
-
-
 def table_gradients(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
     """Fill the survey's table 1: gradient methods."""
     numbers = ("roughness", "noise, rank", "max-sensitivity", "IoU at 0.5", "deletion", "insertion",
                "random network, rank of sizes", "time per image", "memory per image")  # fmt: skip
-    return _survey(runs, published, numbers, _GRADIENT, ("basis of the map", "traits"), _nothing)
+    return _survey(runs, published, numbers, _GRADIENT, ("basis of the map", "traits", *OURS))
 
 
 def table_activation(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
     """Fill the survey's table 2: class activation maps."""
     numbers = ("IoU at 0.5", "pointing game", "energy inside the object", "deletion", "insertion", "noise, rank",
                "max-sensitivity", "random network, rank of sizes", "time per image", "memory per image")  # fmt: skip
-    return _survey(runs, published, numbers, _CAM, ("channel weights", "advantages", "drawbacks"), _nothing)
+    return _survey(runs, published, numbers, _CAM, ("channel weights", "advantages", "drawbacks", *OURS))
 
 
 def table_methods(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFrame:
     """Fill the survey's table 3: all methods."""
-    register = _methods()
     numbers = ("IoU at 0.5", "pointing game", "energy inside the object", "deletion", "insertion",
                "random network, rank of sizes", "noise, rank", "max-sensitivity", "roughness", "residual",
                "time per image", "memory per image", "probability of the class",
                "agreement of the judges")  # fmt: skip
-
-    def ours(method: str) -> Mapping[str, str]:
-        return facts_of(register[method]) if method in register else {}
-
-    return _survey(runs, published, numbers, (*register, VALIDATION), FACTS, ours)
+    return _survey(runs, published, numbers, (*_methods(), VALIDATION), FACTS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -392,6 +400,16 @@ def score_cam_over_family(run: Run) -> float:
     if not others:
         raise UndefinedStatistic("no other class activation map")
     return own / max(others)
+
+
+def labels_guided_over_gradient(run: Run) -> float:
+    """Return how much less guided backpropagation changes than the gradient, after training on shuffled labels.
+
+    Raises:
+        UndefinedStatistic: The network has not learned the shuffled labels by heart.
+    """
+    require_learned_labels(run)
+    return difference("random labels, rank of sizes", "guided_backpropagation", "vanilla_gradient")(run)
 
 
 def fine_over_regional(run: Run) -> float:
@@ -482,9 +500,7 @@ STATISTICS: dict[str, Callable[[Run], float]] = {
     "sanity_guided_over_grad_cam": difference(
         "random last layers, rank of sizes", "guided_backpropagation", "grad_cam"
     ),
-    "labels_guided_over_gradient": difference(
-        "random labels, rank of sizes", "guided_backpropagation", "vanilla_gradient"
-    ),
+    "labels_guided_over_gradient": labels_guided_over_gradient,
     "attack_over_chance": between_cases("attack_approach", "target", "chance"),
     "attacked_peaks_over_chance": between_cases("attack_peaks", "peaks", "chance"),
     "fgsm_grad_cam_over_gradient": difference("FGSM 0.25, other answer, rank", "grad_cam", "vanilla_gradient"),

@@ -31,6 +31,10 @@ _LOG = logging.getLogger(__name__)
 LEAST_TREND = 4
 """Values that a trend needs."""
 
+SHUFFLED = "training/shuffled_results.csv"
+BY_HEART = 90
+"""Training accuracy (%) from which on shuffled labels count as learned."""
+
 MODELS = {
     "fcn": "FCN",
     "lenet5": "LeNet-5",
@@ -44,8 +48,11 @@ DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "camvi
 # What the survey says of methods of explanation in words, and the scores of methods.
 STATEMENTS = (
     *("basis of the map", "traits", "channel weights", "advantages", "drawbacks"),
-    *("family", "year", "detail", "depends on the class", "online", "access to the model", "explains", "scope"),
+    *("family", "paper", "year", "detail", "depends on the class", "online", "access to the model", "explains"),
+    *("scope", "needs"),
 )
+OURS = ("paper", "needs")
+"""Of them, what the survey's tables have no column for."""
 _AFTER = (
     "FGSM 0.031",
     *(f"FGSM {size}, {answer} answer" for answer in ("same", "other") for size in ("0.031", "0.25")),
@@ -99,7 +106,11 @@ QUANTITIES = {
     "detector units": ("units", 1),
     "share of units": ("%", 0),
     "change of unique detectors": ("%", 0),
+    "change of the outputs": ("ppm", 2),
     "intrinsic dimension": ("1", 1),
+    "plateau of the blocks": ("1", 1),
+    "fit of the line": ("1", 3),
+    "points left out": ("points", 0),
     "PCA dimension": ("1", 0),
     "dimension of the last hidden layer": ("1", 1),
     "test error": ("%", 1),
@@ -354,6 +365,22 @@ def values_of(rows: Iterable[Row], undefined: str, **keys: object) -> list[float
     if not all(math.isfinite(value) for value in values):
         raise UndefinedStatistic(undefined)
     return values
+
+
+def _learned_labels(frame: pd.DataFrame) -> list[Row]:
+    chosen = frame[(frame["checkpoint"] == "shuffled") & (frame["split"] == "train")]
+    return [{"quantity": "training accuracy", "value": 100 * float(value)} for value in chosen["accuracy"]]
+
+
+def require_learned_labels(run: Run) -> None:
+    """Check that the network trained on shuffled labels has learned them by heart (`BY_HEART`).
+
+    Raises:
+        UndefinedStatistic: It has not, or no network of the run was trained on shuffled labels.
+    """
+    learned = values_of(reduced(run, SHUFFLED, _learned_labels), "undefined", quantity="training accuracy")[0]
+    if learned < BY_HEART:
+        raise UndefinedStatistic(f"the shuffled labels were not learned: training accuracy {learned:.0f} %")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

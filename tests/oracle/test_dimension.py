@@ -160,6 +160,8 @@ def test_mostly_zero_rows_do_not_hide_the_dimension():
     points[:170, :3] = active + 0.05
     found = intrinsic_dimension(points)
     assert found.dimension == pytest.approx(two_nn(active), rel=0.05)
+    with pytest.warns(UserWarning, match="329 of 500 points coincide with another, 330 are zero everywhere"):
+        assert two_nn(points) == found.dimension
     assert "329 of 500 points coincide with another, 330 are zero everywhere" in found.warning
 
 

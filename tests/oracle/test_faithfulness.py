@@ -118,8 +118,11 @@ def test_scores_are_the_areas():
     ):
         own = frame[(frame["method"] == "edges") & (frame["metric"] == metric) & (frame["sample"] == 119)]
         assert own["value"].tolist() == pytest.approx(curves.areas.tolist())
+        steps = frame[(frame["method"] == "edges") & (frame["metric"] == f"{metric}_curve") & (frame["sample"] == 119)]
+        assert steps["value"].tolist() == pytest.approx(curves.probabilities[0].tolist())
+        assert steps["case"].astype(float).tolist() == pytest.approx(curves.shares.tolist(), rel=1e-3)
     refused = frame[frame["method"] == "images"]
-    assert len(refused) == 40
+    assert len(refused) == 20 * 4  # areas and curves
     assert refused["value"].isna().all()
     assert refused["reason"].str.contains("makes images of classes").all()
     assert (frame[frame["method"] != "images"]["reason"] == "").all()

@@ -321,7 +321,11 @@ def test_methods_that_a_study_names_are_those_of_its_stages():
     assert parse_study({**values, "stages": ["retraining"]}).named_methods() == {"explainers.retrained": ["edges"]}
     assert parse_study({"stages": ["explainers", "retraining"]}).named_methods() == {}  # defaults need no check
     study = parse_study({**values, "stages": ["explainers"]})
-    assert (study.methods_of("a"), study.methods_of("b")) == (["rise"], ["lime"])
+    controls = ["random", "edges", "input"]
+    assert (study.methods_of("a"), study.methods_of("b")) == (["rise", *controls], ["lime", *controls])
+    assert study.retrained == ["edges", "random", "input"]
+    assert parse_study({}).methods_of("lenet5") is None  # all
+    assert {*controls} < {*parse_study({}).retrained}
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

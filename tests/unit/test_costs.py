@@ -1,6 +1,7 @@
 """Time and memory of methods."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from networks import images, plain
 from nnscan.controls import METHODS
-from nnscan.costs import cost_scores, measured
+from nnscan.costs import cost_scores, measured, synthesis_costs
 from nnscan.errors import ModelError
 from nnscan.explanations import Method, Scanned, Setting
 from nnscan.metrics import COLUMNS, Inputs
@@ -62,3 +63,19 @@ def test_each_input_is_explained_alone_after_a_call_that_does_not_count():
     assert (value["own", "megabytes"] >= 0).all()
     assert value["refused", "seconds"].isna().all()
     assert set(frame[frame["method"] == "refused"]["reason"]) == {"not for this network"}
+
+
+def test_an_image_of_a_class_is_made_alone_by_those_that_made_all():
+    calls = []
+
+    def make(model, shape, classes, setting):
+        calls.append((shape, classes, setting.seed))
+        time.sleep(0.02)
+        return torch.zeros(len(classes), *shape)
+
+    makers = [replace(method(name, None), synthesise=make) for name in ("own", "refused")]
+    frame = synthesis_costs(plain(), {"own": torch.zeros(3, 2, 8, 8)}, [METHODS[0], *makers], Setting(seed=7))
+    assert calls == [((2, 8, 8), [0], 7)]
+    assert frame["method"].tolist() == ["own"]
+    assert 0.02 <= frame["seconds"][0] < 2
+    assert frame["megabytes"][0] >= 0

@@ -685,17 +685,23 @@ def test_units_are_outlined_and_the_rest_of_their_images_dimmed():
     masks = np.zeros((3, 4, 6), bool)
     masks[:, 1] = True
     galleries = [UnitGallery(f"unit {n}: $car, IoU 0.1", images[: 3 - n], masks[: 3 - n]) for n in range(3)]
-    figure = drawn(figures.unit_galleries(galleries))
+    figure = drawn(figures.unit_galleries({"features.0": galleries[:1], "silent": [], "features.3": galleries[1:]}))
     shown = [picture.get_array() for picture in pictures(figure)]
     assert len(shown) == 3 + 2 + 1
     assert all((np.asarray(image)[1] == 1).all() and (np.asarray(image)[[0, 2, 3]] == 0.5).all() for image in shown)
     outlines = [[part for part in axes.collections if isinstance(part, ContourSet)] for axes in figure.axes]
     assert [len(found) for found in outlines] == [1] * 6
     masks[1], masks[2] = True, False  # there is nothing to outline
-    some = drawn(figures.unit_galleries([UnitGallery("unit", images, masks)]))
+    some = drawn(figures.unit_galleries({"a": [UnitGallery("unit", images, masks)]}))
     assert [len(axes.collections) for axes in some.axes] == [1, 0, 0]
-    assert figure.axes[0].get_title(loc="left") == r"unit 0: \$car, IoU 0.1"
-    drawn(figures.unit_galleries([]))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert list(filter(None, titles)) == [
+        rf"{layer}, unit {unit}: \$car, IoU 0.1" for unit, layer in enumerate(("conv1", "conv3", "conv3"))
+    ]
+    tops = [figure.axes[place].get_position().y1 for place in (0, 3, 5)]
+    assert tops[0] > tops[1] == pytest.approx(tops[2])  # each layer begins a row
+    nothing = drawn(figures.unit_galleries({"a": []}))
+    assert [text.get_text() for axes in nothing.axes for text in axes.texts] == ["no unit overlaps with a concept"]
 
 
 def detector_counts(top):

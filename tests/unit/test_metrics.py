@@ -27,7 +27,8 @@ def test_every_metric_says_what_it_means():
         assert metric.low < metric.high
         assert metric.meaning.endswith(".")
         assert (metric.paper == "") == (metric.year == 0) == (metric.question == "cost")
-    assert [metric.name for metric in METRICS if metric.direction is None] == ["roughness", "attack_prediction"]
+    undirected = {metric.name for metric in METRICS if metric.direction is None}
+    assert undirected == {"roughness", "deletion_curve", "insertion_curve", "attack_prediction"}
 
 
 def test_inputs_are_fed_as_the_data_set_says():

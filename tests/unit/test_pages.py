@@ -12,6 +12,7 @@ import pytest
 
 from nnscan.metrics import Metric
 from nnscan.pages import ranking_page, similarity_page
+from nnscan.rankings import PICTURES
 from nnscan.similarities import layer_curves
 
 CLASSES = ("ant", "bee <b>", "cat")
@@ -207,3 +208,31 @@ def test_a_method_that_is_as_good_as_a_control_is_not_better(tmp_path):
     deletion = re.findall(r"<td.*?</td>", row)[0]
     assert "rank 2.5 of 5" in deletion
     assert "behind" in deletion
+
+
+def test_methods_that_make_images_of_classes_stand_apart_and_change_no_rank(tmp_path):
+    scores = ranked_scores()
+    quantities = ("deletion", "insertion", "roughness", "time per image", *PICTURES)
+    made = {
+        "AM": (*[math.nan] * 3, 0.5, 0.9, math.nan, 2.0),
+        "validation images": (*[math.nan] * 4, 0.8, 0.7, 1.0),
+        "DGN-AM": [math.nan] * 7,
+    }
+    rows = [
+        ("digits", "net", method, quantity, value, math.nan, math.nan, "a reason" if math.isnan(value) else "")
+        for method, own in made.items()
+        for quantity, value in zip(quantities, own, strict=True)
+    ]
+    scores = pd.concat([scores, pd.DataFrame(rows, columns=scores.columns)], ignore_index=True)
+    ranking_page(tmp_path / "page.html", "s", scores, METRICS, [CONTROL], {})
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert rows_of(page, "Images of classes") == [
+        ["AM", "0.9", "–", "2", "0.5"],
+        ["validation images", "0.8", "0.7", "1", "–"],
+    ]
+    assert page.count("<h3>Images of classes</h3>") == 1  # not of the network without any
+    assert all(meaning in unescape(page) for meaning in PICTURES.values())
+    assert [row[0] for row in rows_of(page, "Mean place by question")] == [CONTROL, "b <i>", "e", "a", "d"]
+    refused = page[page.index("<h3>Methods without any score</h3>") :]
+    assert "<b>DGN-AM</b>: a reason" in refused
+    assert "<b>AM</b>" not in refused

@@ -48,8 +48,9 @@ def test_measures_are_cases_of_the_metrics():
         assert measure.quantity in QUANTITIES
         assert bool(measure.case) <= bool(metric.cases)
         assert measure.path in FILES.values()
-    # every metric of a method is shown, and ranked by one of its cases at most
-    assert {*by_name} == {measure.metric for measure in MEASURES} | {"roar", "attack_prediction"}
+    # every metric of a method is shown, and ranked by one of its cases at most; curves are drawn
+    curves = {"deletion_curve", "insertion_curve"}
+    assert {*by_name} == {measure.metric for measure in MEASURES} | {"roar", "attack_prediction"} | curves
     assert len({measure.metric for measure in RANKED.values()}) == len(RANKED)
     assert {name for name, metric in by_name.items() if metric.direction} == {
         *(measure.metric for measure in RANKED.values()), "residual", "roar"

@@ -12,7 +12,17 @@ from nnscan.data import Split, build_dataset
 from nnscan.exhibits import explained_images, painted_images
 from nnscan.explainers import METHODS
 from nnscan.figures import save_figure
-from nnscan.sheets import ROWS, Painted, Shown, contact_sheet, explainer_ranks, retraining_curves, synthesis, tinted
+from nnscan.sheets import (
+    ROWS,
+    Painted,
+    Shown,
+    contact_sheet,
+    explainer_ranks,
+    faithfulness_curves,
+    retraining_curves,
+    synthesis,
+    tinted,
+)
 
 NAN = math.nan
 
@@ -139,6 +149,33 @@ def test_ranks_are_written_and_methods_stand_in_their_order():
     assert [label.get_text() for label in right.get_yticklabels()] == list(SCORES.columns)
     assert [text.get_text() for text in right.texts] == ["1.0", "-0.8", "-0.8", "1.0"]  # four methods have a deletion
     assert texts(explainer_ranks(SCORES.iloc[:, :0], {}, "")) == ["no method has a score"]
+
+
+def test_faithfulness_curves_are_means_with_the_best_methods_and_the_controls_by_name():
+    methods = {"random": 0.5, "edges": 0.4, **{f"method{number}": 0.1 * number for number in range(7)}}
+    rows = [
+        {"seed": seed, "method": method, "metric": f"{name}_curve", "case": share, "value": value}
+        for seed in (0, 1)
+        for method, low in methods.items()
+        for name, ends in {"deletion": (0.9, low + 0.1 * seed), "insertion": (low + 0.1 * seed, 0.9)}.items()
+        for share, value in zip(("0", "1"), ends, strict=True)
+    ]
+    rows += [{"seed": 0, "method": "cam", "metric": "deletion_curve", "case": "", "value": NAN}]
+    rows += [{"seed": 0, "method": "method0", "metric": "deletion", "case": "", "value": 0.7}]  # an area
+    figure = faithfulness_curves(pd.DataFrame(rows), {"method0": "Best"}, "Heading")
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("deletion", "insertion")
+    assert len(left.get_lines()) == len(methods)
+    named = {line.get_label(): line for line in left.get_lines() if not line.get_label().startswith("_")}
+    assert set(named) == {"random", "edges", "Best", "method1", "method2", "method3", "method4"}
+    assert named["Best"].get_xdata().tolist() == [0, 100]
+    assert named["Best"].get_ydata().tolist() == pytest.approx([0.9, 0.05])
+    assert (named["random"].get_color(), named["random"].get_linestyle()) == ("black", "--")
+    assert [text.get_text() for text in left.get_legend().get_texts()][:2] == ["Best", "method1"]
+    high = {line.get_label() for line in right.get_lines() if not line.get_label().startswith("_")}
+    assert high == {"random", "edges", "method2", "method3", "method4", "method5", "method6"}
+    nothing = pd.DataFrame(rows).assign(value=NAN)
+    assert texts(faithfulness_curves(nothing, {}, "")) == ["no method has maps of inputs"]
 
 
 def test_retraining_curves_are_means_over_seeds():

@@ -8,12 +8,13 @@ import pytest
 
 from nnscan import survey
 from nnscan.claims import evaluate_claims, read_claims
+from nnscan.configuration import CONTROLS
 from nnscan.contents import CONTENTS, TABLES
 from nnscan.explainers import METHODS
 from nnscan.rankings import FILES, IMAGES, MEASURES, RETRAINING
 from nnscan.rendering import read_csv, readable, render
 from nnscan.tables import MISSING, STATEMENTS, NotAsked, UndefinedStatistic, read_published
-from result_files import fill, make_runs, pick, put_pictures, put_retrained, put_scores
+from result_files import fill, make_runs, pick, put_pictures, put_retrained, put_scores, put_shuffled_accuracy
 
 NAN = math.nan
 CAM_REFUSES = "CAM needs global pooling"
@@ -21,7 +22,7 @@ CAM_REFUSES = "CAM needs global pooling"
 
 def put_all(run, shift=0.0):
     """Write scores of a few methods: one gradient, one that refuses, one that promises a sum, controls; and images."""
-    methods = ("vanilla_gradient", "integrated_gradients", "grad_cam", *survey.CONTROLS)
+    methods = ("vanilla_gradient", "integrated_gradients", "grad_cam", *CONTROLS)
     put_scores(
         run,
         "localisation",
@@ -147,6 +148,10 @@ def test_scores_are_means_over_images_then_seeds(runs, published):
     assert of(frame, "AM", "agreement of the judges")["note"] == "no network of another seed judges them"
     assert of(frame, "DGN-AM", "probability of the class")["note"] == "there is no generator"
     assert "makes images of classes" in of(frame, "AM", "deletion")["note"]
+    assert (of(frame, "AM", "time per image")["ours"], of(frame, "AM", "time per image")["unit"]) == (2, "s")
+    assert of(frame, "AM", "memory per image")["note"] == "the memory of a process cannot be told on this system"
+    assert of(frame, "DGN-AM", "time per image")["note"] == "there is no generator"
+    assert of(frame, "validation images", "time per image")["note"] == "real images: they explain nothing"
     assert of(frame, "Grad-CAM", "distance to training images")["note"] == "the method makes no images"
     assert of(frame, "validation images", "deletion")["note"] == "real images: they explain nothing"
     assert "explainers/sanity.parquet is missing" in of(frame, "Grad-CAM", "random network, rank")["note"]
@@ -183,6 +188,8 @@ def test_table_3_holds_all_methods_with_words_and_numbers(runs, published):
     row = of(frame, "Gradient (VBP)", "year")
     assert (row["statement"], row["survey"], row["note"]) == ("2013", "2010, 2013", "")
     assert of(frame, "random (control)", "family")["survey"] == ""
+    assert of(frame, "CAM", "needs")["statement"].startswith("global average pooling")
+    assert of(frame, "Gradient (VBP)", "paper")["statement"] == METHODS["vanilla_gradient"].paper
     assert of(frame, "CAM", "deletion")["note"] == CAM_REFUSES
     (unasked,) = (note for note in frame["note"] if note.startswith("not asked for"))
     shown = set(frame["method"]) - {"", "validation images"}
@@ -197,6 +204,7 @@ def test_tables_1_and_2_show_their_methods_and_the_controls(runs, published, tab
     assert {own, "random (control)", "edges (control)", "input (control)"} <= set(frame["method"])
     assert ("CAM" in set(frame["method"])) == (table == "survey_2")
     assert not {"AM", "validation images"} & set(frame["method"])
+    assert of(frame, own, "paper")["statement"]
     fact = {"survey_1": "traits", "survey_2": "drawbacks"}[table]
     assert of(frame, own, fact)["survey"] in set(read_published(published, table)["statement"])
 
@@ -238,6 +246,8 @@ def test_tables_are_rendered_and_read_back(runs, published, tmp_path, table):
     if table == "survey_3":
         assert "fine-grained / image of a class" in text
         assert "– / control" in text
+        assert METHODS["cam"].paper in text
+        assert f"– / {METHODS['cam'].paper}" not in text  # the survey has no such column
         assert "| online |" in text
         assert "<span class='published'>fine-grained /</span>" in page
 
@@ -274,6 +284,7 @@ def put_claimed(run, holds):
     put_scores(run, "stability", {**sensitive, **flipped})
     sane = pair("parameters_rank_size", "guided_backpropagation", "vanilla_gradient", "last")
     sane[("grad_cam", "parameters_rank_size", "last")] = [0.5] * 2
+    put_shuffled_accuracy(run, 0.95)
     put_scores(run, "sanity", {**sane, **pair("labels_rank_size", "guided_backpropagation", "vanilla_gradient")})
     gradient = "vanilla_gradient"
     put_scores(
@@ -318,7 +329,9 @@ def test_each_claim_can_hold_and_can_fail(published, tmp_path, holds, expected):
 @pytest.mark.parametrize("name", sorted(survey.STATISTICS))
 def test_a_statistic_without_its_file_says_which(tmp_path, name):
     run = make_runs(tmp_path, "lenet5", seeds=(0,))[0]
-    with pytest.raises(UndefinedStatistic, match=r"explainers/\w+\.parquet is missing"):
+    with pytest.raises(
+        UndefinedStatistic, match=r"(explainers/\w+\.parquet|training/shuffled_results\.csv) is missing"
+    ):
         survey.STATISTICS[name](run)
 
 
@@ -375,6 +388,20 @@ def test_differences_are_of_the_same_images(tmp_path):
     put_scores(run, "localisation", {("fq", "iou", "0.5"): [0.9, NAN], ("grad_cam", "iou", "0.5"): [NAN, 0.1]})
     with pytest.raises(UndefinedStatistic, match="no image in common"):
         survey.STATISTICS["iou_fq_over_grad_cam"](run)
+
+
+def test_random_labels_count_where_they_were_learned(tmp_path):
+    run = make_runs(tmp_path, "lenet5", seeds=(0,))[0]
+    scores = {
+        ("guided_backpropagation", "labels_rank_size", ""): [0.9],
+        ("vanilla_gradient", "labels_rank_size", ""): [0.5],
+    }
+    put_scores(run, "sanity", scores)
+    put_shuffled_accuracy(run, 0.9)
+    assert survey.STATISTICS["labels_guided_over_gradient"](run) == pytest.approx(0.4)
+    put_shuffled_accuracy(run, 0.67)
+    with pytest.raises(UndefinedStatistic, match="the shuffled labels were not learned: training accuracy 67 %"):
+        survey.STATISTICS["labels_guided_over_gradient"](run)
 
 
 def test_sources_of_claims_and_words_name_a_place(published):

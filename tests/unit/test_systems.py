@@ -232,6 +232,8 @@ def test_table_of_rotations(tmp_path, published):
     row = pick(frame, power="1", quantity="change of unique detectors")
     assert (row["ours"], row["published Places205"], row["seeds"]) == (pytest.approx(-80), -80, 1)
     assert row["note"] == "seed 1: there is no detector without rotation"
+    row = pick(frame, power="1", quantity="change of the outputs")
+    assert (row["ours"], row["unit"]) == (pytest.approx(1), "ppm")
     assert frame[frame["quantity"] == "change of unique detectors"]["power"].tolist() == ["0", "0.2", "1"]
 
 
@@ -281,7 +283,7 @@ def test_published_dimensions_stand_beside_the_same_places(tmp_path, published, 
     runs = make_runs(tmp_path, model, seeds=(0,), dataset="cifar10")
     rows = [
         {"layer": place.layer, "depth": place.depth, "relative_depth": place.relative_depth, "dimension": 5.0,
-         "pca_dimension": 9}
+         "pca_dimension": 9, "plateau": 5.0, "fit": 1.0, "dropped": 0, "warning": ""}
         for place in places
     ]  # fmt: skip
     put(runs[0], systems.dimension_of("well_trained"), rows)
@@ -307,6 +309,20 @@ def test_table_of_dimensions(tmp_path, published):
     assert pick(frame, checkpoint="well_trained", position=0, quantity="PCA dimension")["ours"] == 40
     row = pick(frame, checkpoint="untrained", position=1, quantity="intrinsic dimension")
     assert (row["ours"], row["seeds"], row["note"]) == (6, 1, "seed 0: the dimension does not exist")
+    assert pick(frame, checkpoint="well_trained", position=1, quantity="plateau of the blocks")["ours"] == 9
+    row = pick(frame, checkpoint="well_trained", position=0, quantity="plateau of the blocks")
+    assert row["note"] == "the estimate changes with the number of points"
+    assert pick(frame, checkpoint="well_trained", position=0, quantity="fit of the line")["ours"] == 0.99
+    assert pick(frame, checkpoint="well_trained", position=0, quantity="points left out")["ours"] == 2
+    # why not to trust an estimate
+    assert (
+        pick(frame, checkpoint="well_trained", layer="input", quantity="intrinsic dimension")["note"]
+        == "above 10; also"
+    )
+    put_dimensions(runs[1], "well_trained", [(12.0, 40), (18.0, 20), (3.0, 6)])
+    again = fill("dimension_layers", runs, published)
+    note = pick(again, checkpoint="well_trained", position=1, quantity="intrinsic dimension")["note"]
+    assert note == "seed 1: above 10; seed 1: also"
     assert pick(frame, checkpoint="shuffled")["note"].startswith("seeds 0, 1: not measured")
     assert frame["published ImageNet"].isna().all()
     view = readable(frame, TABLES["dimension_layers"]).frame

@@ -144,7 +144,7 @@ rule maximise_activations:
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
         methods=lambda wildcards: study.methods_of(wildcards.model),
-        code=source_digest("explainers", "atlas", "training"),
+        code=source_digest("explainers", "atlas", "costs", "training"),
     message:
         "Images that {wildcards.model} on {wildcards.dataset} answers most strongly, seed {wildcards.seed}"
     script:
@@ -170,7 +170,7 @@ rule retrain_without_pixels:
         runtime=lambda wildcards, attempt: 480 * attempt,
     params:
         model=lambda wildcards: layout.model_parameters(wildcards.model),
-        methods=study.explainers.retrained,
+        methods=study.retrained,
         epochs=study.explainers.retrained_epochs,
         protocol=lambda wildcards: layout.protocol(wildcards.model, "regular"),
         code=source_digest("atlas", "explainers", "faithfulness", "training"),

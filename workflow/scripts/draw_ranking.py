@@ -1,12 +1,13 @@
 """Write the page that ranks the methods of explanation and says what each score means."""
 
+from nnscan.configuration import CONTROLS
 from nnscan.evaluation import METRICS
 from nnscan.explainers import METHODS
 from nnscan.jobs import job
 from nnscan.pages import ranking_page
 from nnscan.rankings import MEASURES
 from nnscan.rendering import read_csv
-from nnscan.survey import CONTROLS, title_of
+from nnscan.survey import title_of
 
 with job(snakemake):
     params = snakemake.params

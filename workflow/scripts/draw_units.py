@@ -13,19 +13,16 @@ with job(snakemake):
     dataset, units = read_dataset(files.data), read_frame(files.units)
     model = restore(params.model["source"], params.model["options"], dataset, files.weights)
     feed = Feed.like(dataset, params.size)
-    layer = units.sort_values("depth")["layer"].iloc[-1]
+    layers = units.sort_values("depth")["layer"].unique().tolist()
     counts = figures.by_checkpoint(files.detectors, params.checkpoints, params.seeds)
     save(out.detectors, figures.unique_detectors(counts[counts["checkpoint"] == "well_trained"]))
     save(out.detectors_over_training, drawings.detectors_over_training(counts))
     save(out.rotation, figures.rotation(figures.by_seed(files.rotations, params.seeds)))
-    shown = exhibits.unit_exhibits(
-        model,
-        read_broden(files.concepts),
-        feed,
-        units,
-        read_frame(files.exemplars),
-        layer,
-        upsampling=params.upsampling,
-    )
+    concepts, exemplars = read_broden(files.concepts), read_frame(files.exemplars)
+    shown = {
+        name: exhibits.unit_exhibits(model, concepts, feed, units, exemplars, name, upsampling=params.upsampling)
+        for name in layers
+    }
     save(out.unit_galleries, figures.unit_galleries(shown))
-    save(out.unit_explanations, drawings.unit_explanations(exhibits.unit_reasons(model, dataset, units, layer), layer))
+    reasons = exhibits.unit_reasons(model, dataset, units, layers[-1])
+    save(out.unit_explanations, drawings.unit_explanations(reasons, layers[-1]))

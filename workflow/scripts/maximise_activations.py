@@ -2,6 +2,7 @@
 
 from nnscan.artifacts import file_digest, provenance, write_frame
 from nnscan.atlas import judged_images, setting_of, synthesised, write_images
+from nnscan.costs import synthesis_costs
 from nnscan.data import read_dataset
 from nnscan.explainers import chosen
 from nnscan.jobs import job
@@ -13,7 +14,10 @@ with job(snakemake):
     source, options = params.model["source"], params.model["options"]
     model = restore(source, options, dataset, files.weights)
     judges = [restore(source, options, dataset, path) for path in files.judges]
-    images, refusals = synthesised(model, dataset, methods, setting_of(dataset, seed, generator=files.generator))
+    setting = setting_of(dataset, seed, generator=files.generator)
+    images, refusals = synthesised(model, dataset, methods, setting)
+    scores = judged_images(images, refusals, model, judges, dataset)
+    costs = synthesis_costs(model, images, methods, setting)
     origin = provenance(
         data=dataset.digest,
         checkpoint=file_digest(files.weights),
@@ -23,4 +27,4 @@ with job(snakemake):
         code=params.code,
     )
     write_images(snakemake.output.images, images, refusals, origin)
-    write_frame(snakemake.output.scores, judged_images(images, refusals, model, judges, dataset), origin)
+    write_frame(snakemake.output.scores, scores.merge(costs, "left", "method"), origin)
