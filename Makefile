@@ -53,12 +53,17 @@ fuzz: .venv/installed
 config: .venv/installed
 	$(BIN)/python -m nnscan.configuration
 
-.venv/installed: pyproject.toml
+# what is not compiled now is when it is first imported: most of it never
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable
+
+.venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nnscan needs Python 3.11 or newer: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(INSTALL) '.[dev]'
 	touch $@
 
-.venv/cluster: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,cluster]'
-	touch $@
+.venv/cluster: pyproject.toml | .venv/bin/python
+	$(INSTALL) '.[dev,cluster]'
+	touch .venv/installed $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import signal
@@ -118,6 +119,37 @@ def job_of(folder: Path, script: str) -> int | None:
         except OSError:  # it has ended meanwhile
             continue
     return None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process of the tests at a time into the block, by a lock beside a folder that they share."""
+    with open(folder.with_suffix(".lock"), "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def smoke(repository: Path, folder: Path) -> Path:
+    """Return a folder in which the smoke study has run: the one that NNSCAN_SMOKE names, for all tests, or this one."""
+    folder = Path(os.environ.get("NNSCAN_SMOKE", folder)).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        if not (folder / "results/smoke/report.html").exists():
+            config = repository / "config/studies/smoke.yaml"
+            where = {
+                "--directory": folder,
+                "--cores": 2,
+                "--configfile": config,
+                "--snakefile": repository / "Snakefile",
+            }
+            words = [str(word) for pair in where.items() for word in pair]
+            done = subprocess.run(
+                [sys.executable, "-m", "snakemake", *words],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+                env={**os.environ, "PYTHONPATH": ""},
+            )  # fmt: skip
+            complete((done.returncode, done.stdout))
+    return folder
 
 
 def tables(folder: Path, below: str = ROOT) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import errno
 import fcntl
+import gc
 import glob
 import hashlib
 import io
@@ -76,21 +77,26 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return tree
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let Python's collector of cycles rest: over syntax trees, which have none, it takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _drop_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    first = node.body[0] if node.body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        node.body = node.body[1:] or [ast.Pass()]
 
 
 class _Source(NamedTuple):
-    """A module's code without comments and docstrings, the nnscan modules that it imports, and the other packages."""
+    """Digest of a module's code without comments and docstrings, its imports from nnscan, and the other packages."""
 
     code: str
     modules: tuple[str, ...]
@@ -102,21 +108,25 @@ def _module_source(module: str) -> _Source:
     path = _PACKAGE / f"{module}.py"
     if not path.is_file():
         raise ArtifactError(f"nnscan has no module {module!r} (looked for {path})")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     imported: set[str] = set()
     packages: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "nnscan":
-            imported.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("nnscan."):
-            imported.add(node.module.split(".")[1])
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            packages.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Import):
-            packages.update(alias.name.split(".")[0] for alias in node.names)
+    with _no_collection():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                _drop_docstring(node)
+            elif isinstance(node, ast.ImportFrom) and node.module == "nnscan":
+                imported.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("nnscan."):
+                imported.add(node.module.split(".")[1])
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                packages.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                packages.update(alias.name.split(".")[0] for alias in node.names)
+        code = digest(ast.dump(tree))
     known = {name for name in imported if (_PACKAGE / f"{name}.py").is_file()}
     foreign = packages - sys.stdlib_module_names
-    return _Source(ast.dump(_without_docstrings(tree)), tuple(sorted(known)), tuple(sorted(foreign)))
+    return _Source(code, tuple(sorted(known)), tuple(sorted(foreign)))
 
 
 def source_closure(*modules: str) -> list[str]:

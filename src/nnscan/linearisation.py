@@ -556,6 +556,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.whole_maps: list[tuple[str, int]] = []
         self.broken: str | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch not to load its compiler, which takes as long as a small scan, only to keep it away from here."""
+        return False
+
     def place(self, value: Any) -> int | None:
         """Return the node that computed a tensor, or None where it does not depend on the input."""
         return self.places.get(id(value)) if isinstance(value, Tensor) else None

@@ -135,16 +135,15 @@ class _BinnedPooling(TorchFunctionMode):
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Use deterministic algorithms, and global generators of their own, inside the block."""
-    before = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_deterministic_debug_mode()
     gpus = [torch.cuda.current_device()] if chosen_device().type == "cuda" else []
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may not give the same bits twice
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms` would load torch's compiler
     try:
         with torch.random.fork_rng(devices=gpus), _BinnedPooling():
             yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=only_warned)
+        torch.set_deterministic_debug_mode(before)
 
 
 def random_states() -> dict[str, Tensor]:

@@ -1,10 +1,9 @@
-"""The smoke study on a real Slurm cluster of one node: the tables of a local run, also when the node goes down."""
+"""The smoke study on a real Slurm cluster of one node that goes down meanwhile: the tables are those of a local run."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+import studies
 
 HERE = Path(__file__).parent
 PATIENCE = 3600  # seconds that a run may take where the other tests run too: nine minutes on two quiet cores
@@ -107,83 +108,6 @@ def profile(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def finished(
-    repository: Path, cluster: Path, profile: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """The folders of a run on this machine and of one on the cluster, which went on at the same time."""
-    local, submitted = tmp_path_factory.mktemp("local"), tmp_path_factory.mktemp("submitted")
-    beside = start(repository, local, "--cores", "1")
-    try:
-        finish(start(repository, submitted, "--workflow-profile", profile), submitted)
-        finish(beside, local)
-    finally:
-        stop(beside)
-    return local, submitted
-
-
-def tables(folder: Path) -> dict[str, bytes]:
-    """Return every table and the claims, by name."""
-    results = folder / "results/smoke"
-    return {path.name: path.read_bytes() for path in [*(results / "tables").iterdir(), results / "claims.csv"]}
-
-
-def assert_equal_tables(found: Path, expected: Path) -> None:
-    one, other = tables(found), tables(expected)
-    assert len(other) > 60
-    assert one.keys() == other.keys()
-    assert [name for name in one if one[name] != other[name]] == []
-
-
-def slurm_jobs() -> dict[str, dict[str, str]]:
-    """Return what Slurm knows of each job, by its number."""
-    found = subprocess.run(["scontrol", "--oneliner", "show", "job"], capture_output=True, text=True, check=True)
-    jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in found.stdout.splitlines()]
-    return {job["JobId"]: job for job in jobs if "JobId" in job}
-
-
-def places(folder: Path) -> dict[Path, tuple[str, str | None]]:
-    """Return the Slurm job, and the GPU that it was given, of every job of the study, by its log."""
-    found = {}
-    for log in sorted((folder / "results/smoke/logs").glob("*/*.log")):
-        match = re.search(r" on \S+?(?:, SLURM_JOB_ID=(\d+))?(?:, CUDA_VISIBLE_DEVICES=(\d+))?$", log.read_text(), re.M)
-        assert match, log
-        found[log.relative_to(folder)] = match.groups()
-    return found
-
-
-def test_the_tables_are_those_of_a_local_run(finished: tuple[Path, Path]) -> None:
-    local, submitted = finished
-    assert_equal_tables(submitted, local)
-
-
-def test_every_job_ran_in_slurm_and_each_that_trains_or_scans_had_a_gpu(
-    finished: tuple[Path, Path], profile: Path
-) -> None:
-    local, submitted = finished
-    accelerated = yaml.safe_load((profile / "profile.yaml").read_text(encoding="utf-8"))["set-resources"]
-    jobs, found = slurm_jobs(), places(submitted)
-    assert found.keys() == places(local).keys()
-    with_gpu = set()
-    for log, (number, gpu) in found.items():
-        assert number in jobs, f"{log} is of a job outside Slurm"
-        job = jobs[number]
-        assert (job["JobState"], job["Account"]) == ("COMPLETED", "students"), log
-        if log.parent.name in accelerated:
-            with_gpu.add(log.parent.name)
-            assert re.fullmatch(r"gres[:/]gpu:1", job["TresPerJob"]), log
-            assert (job["Partition"], gpu) in [("accelerators", "0"), ("accelerators", "1")], log
-        else:
-            assert "TresPerJob" not in job, log
-            assert (job["Partition"], gpu) == ("processors", None), log
-    assert with_gpu == {
-        *("train_model", "overfit_model", "scan_neurons", "project_filters"),
-        *("filter_types", "anomaly_history", "remove_layers"),
-    }
-    assert len({number for number, _ in found.values()}) == 12  # of 26 jobs of the study: groups
-    assert {number for number, _ in places(local).values()} == {None}
-
-
 def on_the_node(cluster: Path, folder: Path) -> dict[int, str]:
     """Return the processes of the cluster's jobs in a folder, with their commands; those that watch over jobs first."""
     watchers, workers = {}, {}
@@ -224,26 +148,83 @@ def node_state() -> str:
     return found.stdout.split()[0]
 
 
-def test_jobs_whose_node_goes_down_run_again_and_the_tables_are_the_same(
-    repository: Path, cluster: Path, profile: Path, finished: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """From the scans to the tables everything is made again; the node goes down while both shards are scanned."""
-    folder = (tmp_path / "study").resolve()
-    shutil.copytree(finished[1], folder)
-    before = set(slurm_jobs())
-    began = time.time()
-    targets = ("results/smoke/claims.csv", "--forcerun", "scan_neurons")
-    process = start(repository, folder, *targets, "--workflow-profile", profile)
+@pytest.fixture(scope="module")
+def finished(
+    repository: Path, cluster: Path, profile: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The folders of a run on this machine and of one on the cluster, whose node went down in the middle of it."""
+    submitted = tmp_path_factory.mktemp("submitted").resolve()
+    process = start(repository, submitted, "--workflow-profile", profile)
     try:
-        wait_until(lambda: len(scripts(cluster, folder, "scan_neurons")) == 2, process, folder)
-        lose_node(cluster, folder)
-        wait_until(lambda: node_state().startswith("down"), process, folder)
+        wait_until(lambda: scripts(cluster, submitted, "scan_neurons"), process, submitted)
+        lose_node(cluster, submitted)
+        wait_until(lambda: node_state().startswith("down"), process, submitted)
         subprocess.run(["slurmd", "-f", cluster / "slurm.conf"], check=True)
-        finish(process, folder)
+        finish(process, submitted)
     finally:
         stop(process)
-    again = {number: job for number, job in slurm_jobs().items() if number not in before and job["Restarts"] != "0"}
-    assert [job["Comment"].split("_wildcards")[0] for job in again.values()] == ["rule_scan_neurons"] * 2
-    assert {job["JobState"] for job in again.values()} == {"COMPLETED"}
-    assert all(path.stat().st_mtime > began for path in (folder / "results/smoke/tables").iterdir())
-    assert_equal_tables(folder, finished[0])
+    return studies.smoke(repository, tmp_path_factory.mktemp("local")), submitted
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    """Return every table and the claims, by name."""
+    results = folder / "results/smoke"
+    return {path.name: path.read_bytes() for path in [*(results / "tables").iterdir(), results / "claims.csv"]}
+
+
+def slurm_jobs() -> dict[str, dict[str, str]]:
+    """Return what Slurm knows of each job, by its number."""
+    found = subprocess.run(["scontrol", "--oneliner", "show", "job"], capture_output=True, text=True, check=True)
+    jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in found.stdout.splitlines()]
+    return {job["JobId"]: job for job in jobs if "JobId" in job}
+
+
+def places(folder: Path) -> dict[Path, tuple[str, str | None]]:
+    """Return the Slurm job, and the GPU that it was given, of every job of the study, by its log."""
+    found = {}
+    for log in sorted((folder / "results/smoke/logs").glob("*/*.log")):
+        match = re.search(r" on \S+?(?:, SLURM_JOB_ID=(\d+))?(?:, CUDA_VISIBLE_DEVICES=(\d+))?$", log.read_text(), re.M)
+        assert match, log
+        found[log.relative_to(folder)] = match.groups()
+    return found
+
+
+def test_the_tables_are_those_of_a_local_run(finished: tuple[Path, Path]) -> None:
+    local, submitted = finished
+    one, other = tables(submitted), tables(local)
+    assert len(other) > 60
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+
+
+def test_what_ran_when_the_node_went_down_ran_again(finished: tuple[Path, Path]) -> None:
+    again = [job for job in slurm_jobs().values() if job["Restarts"] != "0"]
+    assert "rule_scan_neurons" in {job["Comment"].split("_wildcards")[0] for job in again}
+    assert {job["JobState"] for job in again} == {"COMPLETED"}
+
+
+def test_every_job_ran_in_slurm_and_each_that_trains_or_scans_had_a_gpu(
+    finished: tuple[Path, Path], profile: Path
+) -> None:
+    local, submitted = finished
+    accelerated = yaml.safe_load((profile / "profile.yaml").read_text(encoding="utf-8"))["set-resources"]
+    jobs, found = slurm_jobs(), places(submitted)
+    assert found.keys() == places(local).keys()
+    with_gpu = set()
+    for log, (number, gpu) in found.items():
+        assert number in jobs, f"{log} is of a job outside Slurm"
+        job = jobs[number]
+        assert (job["JobState"], job["Account"]) == ("COMPLETED", "students"), log
+        if log.parent.name in accelerated:
+            with_gpu.add(log.parent.name)
+            assert re.fullmatch(r"gres[:/]gpu:1", job["TresPerJob"]), log
+            assert (job["Partition"], gpu) in [("accelerators", "0"), ("accelerators", "1")], log
+        else:
+            assert "TresPerJob" not in job, log
+            assert (job["Partition"], gpu) == ("processors", None), log
+    assert with_gpu == {
+        *("train_model", "overfit_model", "scan_neurons", "project_filters"),
+        *("filter_types", "anomaly_history", "remove_layers"),
+    }
+    assert len({number for number, _ in found.values()}) == 12  # of 26 jobs of the study: groups
+    assert {number for number, _ in places(local).values()} == {None}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from studies import CLAIMS, complete, run, write_study
+from studies import CLAIMS, alone, complete, run, write_study
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +16,7 @@ def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A folder in which the study has run undisturbed, on two cores, with its scan in one piece; for all workers."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
-    with open(folder.with_suffix(".lock"), "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(folder):
         if not (folder / CLAIMS).exists():
             complete(run(repository, write_study(folder), CLAIMS, cores=2))
     return folder

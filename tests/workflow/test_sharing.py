@@ -82,11 +82,13 @@ def test_another_protocol_is_not_taken_from_the_store(repository: Path, trained:
 @pytest.mark.parametrize(
     ("change", "seed", "rules"),
     [
-        ({}, 0, set()),
-        ({"quantity": {"form": "ssim"}}, 0, set()),
+        # of all this the regular training of this seed knows nothing
+        (
+            {"quantity": {"form": "ssim"}, "training": {"epochs": 3, "overfitting_epochs": 7}, "seeds": [0, 1]},
+            0,
+            set(),
+        ),
         ({"training": {"epochs": 4, "overfitting_epochs": 5}}, 0, {"train_model"}),
-        ({"training": {"epochs": 3, "overfitting_epochs": 7}}, 0, set()),  # the regular training knows nothing of it
-        ({"seeds": [0, 1]}, 0, set()),
         ({"seeds": [0, 1]}, 1, {"train_model"}),
     ],
 )

@@ -19,7 +19,7 @@ STUDY = {
     "datasets": [{"name": "digits", "source": "digits", "train_limit": 200, "validation_limit": 60, "test_limit": 60}],
     "models": [
         {"name": "lenet5", "source": "lenet5"},
-        {"name": "fcn", "source": "fcn", "stages": ["dimension"]},
+        {"name": "fcn", "source": "fcn", "stages": ["dimension"], "training": {"overfitting_epochs": 0}},
     ],
     "seeds": [0],
     "training": {"epochs": 3, "overfitting_epochs": 2},

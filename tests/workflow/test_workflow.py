@@ -19,10 +19,6 @@ from nnscan.configuration import read_study
 from nnscan.layout import Layout
 
 LAST = {"draw_figures", "render_tables", "write_report"}
-STUDIES = [
-    "config/config.yaml",
-    *(f"config/studies/{name}.yaml" for name in ("smoke", "mnist", "cifar10", "theses-cpu", "explainers")),
-]
 
 # Snakemake's process would wait this long for its own clocks, which the Snakefile stops
 CLOCKS = ("--max-jobs-per-timespan", "1000/1h")
@@ -57,15 +53,17 @@ def complete(result: subprocess.CompletedProcess[str]) -> str:
 @pytest.fixture(scope="module")
 def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the smoke study has been run."""
-    folder = tmp_path_factory.mktemp("smoke")
-    complete(snakemake(repository, folder, "--cores", "2", "--configfile", repository / "config/studies/smoke.yaml"))
-    return folder
+    return studies.smoke(repository, tmp_path_factory.mktemp("smoke"))
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", ["mnist", "cifar10", "theses-cpu"])
 def test_every_study_plans_each_of_its_runs(repository: Path, tmp_path: Path, study: str) -> None:
-    output = complete(snakemake(repository, tmp_path, "--dry-run", "--cores", "2", "--configfile", repository / study))
-    layout = Layout(read_study(repository / study))
+    path = repository / f"config/studies/{study}.yaml"
+    assert_planned(complete(snakemake(repository, tmp_path, "--dry-run", "--cores", "2", "--configfile", path)), path)
+
+
+def assert_planned(output: str, study: Path) -> None:
+    layout = Layout(read_study(study))
     lines = [line.split() for line in output.splitlines() if line.startswith(("train_model ", "scan_neurons "))]
     counts = {name: int(count) for name, count in lines}
     assert counts == {"train_model": len(layout.runs()), "scan_neurons": len(layout.runs()) * len(layout.shards())}
@@ -74,23 +72,20 @@ def test_every_study_plans_each_of_its_runs(repository: Path, tmp_path: Path, st
 def test_no_configfile_means_the_embedded_default(repository: Path, tmp_path: Path) -> None:
     output = complete(snakemake(repository, tmp_path, "--dry-run", "--cores", "2"))
     assert "results/digits/report.html" in output
+    assert_planned(output, repository / "config/config.yaml")
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"trainig": {}}, "unknown key trainig; did you mean 'training'?"),
-        ({"scan": {"sampels": 3}}, "unknown key scan.sampels; did you mean 'samples'?"),
-        ({"training": {"optimizer": "adm"}}, "training.optimizer: 'adm' is not possible; did you mean 'adam'?"),
-    ],
-)
-def test_an_unknown_key_or_value_stops_before_any_job(
-    repository: Path, tmp_path: Path, change: dict, sentence: str
-) -> None:
-    config = write_config(tmp_path, {**smoke(repository), **change})
+def test_unknown_keys_and_values_stop_before_any_job(repository: Path, tmp_path: Path) -> None:
+    wrong = {"trainig": {}, "scan": {"sampels": 3}, "training": {"optimizer": "adm"}}
+    config = write_config(tmp_path, {**smoke(repository), **wrong})
     result = snakemake(repository, tmp_path, "--cores", "2", "--configfile", config)
     assert result.returncode != 0
-    assert sentence in result.stdout + result.stderr
+    for sentence in (
+        "unknown key trainig; did you mean 'training'?",
+        "unknown key scan.sampels; did you mean 'samples'?",
+        "training.optimizer: 'adm' is not possible; did you mean 'adam'?",
+    ):
+        assert sentence in result.stdout + result.stderr
     assert not (tmp_path / "results").exists()
 
 
@@ -217,25 +212,24 @@ def test_a_model_of_one_s_own_goes_through_by_configuration_alone(
     assert table["note"].str.contains("overfitted").any()  # marked as missing, not invented
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"strip_prefix": None}, "does not fit the model"),
-        ({"state_dict_key": "state"}, "has no key 'state'"),
-        ({"source": "{folder}/mine.py:bild"}, "has no factory 'bild'; did you mean 'build'?"),
-    ],
-)
-def test_a_wrong_checkpoint_or_factory_is_named_and_nothing_is_left_behind(
-    repository: Path, tmp_path: Path, own_model: dict, change: dict, sentence: str
+def test_wrong_checkpoints_and_factories_are_named_and_nothing_is_left_behind(
+    repository: Path, tmp_path: Path, own_model: dict
 ) -> None:
-    changed = {key: value and value.format(folder=tmp_path) for key, value in change.items()}
-    config = write_config(tmp_path, {**smoke(repository), "models": [{**own_model, **changed}]})
-    target = "results/smoke/digits/mine/seed0/training/well_trained.safetensors"
-    result = snakemake(repository, tmp_path, target, "--cores", "1", "--configfile", config)
+    wrong = {
+        "prefixed": ({"strip_prefix": None}, "does not fit the model"),
+        "elsewhere": ({"state_dict_key": "state"}, "has no key 'state'"),
+        "nameless": ({"source": f"{tmp_path}/mine.py:bild"}, "has no factory 'bild'; did you mean 'build'?"),
+    }
+    models = [{**own_model, **change, "name": name} for name, (change, _) in wrong.items()]
+    config = write_config(tmp_path, {**smoke(repository), "models": models})
+    targets = [f"results/smoke/digits/{name}/seed0/training/well_trained.safetensors" for name in wrong]
+    result = snakemake(repository, tmp_path, *targets, "--cores", "1", "--configfile", config)
     assert result.returncode != 0
-    assert sentence in result.stderr
-    assert not (tmp_path / target).exists()
-    assert sentence in (tmp_path / "results/smoke/logs/adopt_model/digits+mine+0.log").read_text(encoding="utf-8")
+    for (name, (_, sentence)), target in zip(wrong.items(), targets, strict=True):
+        assert sentence in result.stderr
+        assert not (tmp_path / target).exists()
+        log = tmp_path / f"results/smoke/logs/adopt_model/digits+{name}+0.log"
+        assert sentence in log.read_text(encoding="utf-8")
 
 
 def test_missing_data_says_where_it_was_looked_for(repository: Path, tmp_path: Path) -> None:
