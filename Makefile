@@ -65,5 +65,5 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 	touch $@
 
 .venv/cluster: pyproject.toml | .venv/bin/python
-	$(INSTALL) '.[dev,cluster]'
+	$(INSTALL) '.[dev,cluster,peers]'
 	touch .venv/installed $@

@@ -1,8 +1,10 @@
 """Fixtures that every test may use."""
 
+import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 # test processes share the cores: libraries that start threads of their own would fight for them
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -28,6 +30,22 @@ def shared_data() -> Path:
             pytest.fail(f"CI needs the data folder {folder}")
         pytest.skip(f"needs the data folder {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def peer() -> Callable[[str], ModuleType]:
+    """Import a library that ours is compared with (extra `peers`); without it CI fails, elsewhere the test skips."""
+
+    def find(name: str) -> ModuleType:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            reason = f"needs {name}: pip install --editable '.[dev,peers]'"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+    return find
 
 
 @pytest.fixture

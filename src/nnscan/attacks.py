@@ -25,7 +25,7 @@ from nnscan.gradients import saliency
 from nnscan.metrics import COLUMNS, Inputs, Metric, Score, changed_maps, frame, judged
 from nnscan.models import logits, prepare
 from nnscan.resemblance import UNDEFINED, ordered, peak_count, rank_correlation, shared_peaks
-from nnscan.scores import BATCH, class_scores, own_scores, ready
+from nnscan.scores import BATCH, class_scores, followed, own_scores, ready
 
 BUDGET = 8 / 255
 """Largest change of a pixel, as a share of its channel's range."""
@@ -166,7 +166,7 @@ def _gradient_maps(prepared: nn.Module, x: Tensor, classes: Sequence[int], *, sm
     """Return gradient maps (n, H, W), each with the sum 1, and class scores; with a graph of their own if smooth."""
     with torch.enable_grad():
         source = x if smooth else x.detach().clone().requires_grad_(True)
-        scores = logits(prepared(source.clone()))
+        scores = followed(logits(prepared(source.clone())))
         if smooth:
             _check_smooth(scores)
         (gradient,) = torch.autograd.grad(own_scores(scores, classes).sum(), source, create_graph=smooth)

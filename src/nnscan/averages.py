@@ -19,6 +19,7 @@ from nnscan.artifacts import create_hdf5, open_hdf5
 from nnscan.errors import ArtifactError, DataError, ModelError, TrainingError
 from nnscan.limits import fixed_text, reading
 from nnscan.models import device_of, evaluation, logits, prepare
+from nnscan.scores import followed
 
 BATCH = 256
 """Images in one forward pass."""
@@ -183,7 +184,7 @@ def ascended_averages(model: nn.Module, averages: Images, steps: int, rate: floa
     for step in range(steps):
         current.requires_grad_(True)
         with torch.enable_grad():
-            scores = logits(prepared(current.clone())).log_softmax(dim=1)
+            scores = followed(logits(prepared(current.clone()))).log_softmax(dim=1)
             if scores.shape[1] < len(current):
                 raise ModelError(f"the model has {scores.shape[1]} class scores, but there are {len(current)} averages")
             own = scores.diagonal()

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -1477,8 +1477,13 @@ EFFORTS: Mapping[str, Effort] = {
 """What methods take; one that is not here, such as a new one, is taken to pass each image once forward and once back.
 Those that make images of classes explain no inputs."""
 
-SYNTHESES = ("activation_maximisation", "dgn_am")
-"""Methods that make images of classes."""
+
+@cache
+def syntheses() -> tuple[str, ...]:
+    """Return the methods that make images of classes."""
+    from nnscan.explainers import METHODS  # not in the start of a job, either
+
+    return tuple(name for name, method in METHODS.items() if method.synthesise is not None)
 
 
 def filler_products(images: Images) -> float:
@@ -1514,7 +1519,7 @@ def explaining(n: Network, methods: Sequence[str], images: int, together: int) -
     work, calls = NONE, math.ceil(images / together)
     for name in methods:
         effort = _effort(n, name)
-        if name in SYNTHESES:
+        if name in syntheses():
             continue
         passed = images * effort.copies * effort.rounds
         steps = calls * math.ceil(together * effort.copies / EXPLAINED_BATCH) * effort.rounds
@@ -1576,7 +1581,7 @@ def explain_inputs(n: Network) -> Work:
 
 def evaluate_explainers(n: Network) -> Work:
     """Ask one question; methods that need a scan answer to changed inputs and networks by a refusal."""
-    methods = [name for name in n.methods if name not in SYNTHESES]
+    methods = [name for name in n.methods if name not in syntheses()]
     changing = [name for name in methods if name not in ("nns", "fq", "tip")]
     judged, maps = min(n.study.explainers.judged, n.explained), len(methods) * n.explained
     pixels = n.images.pixels
@@ -1605,6 +1610,7 @@ def evaluate_explainers(n: Network) -> Work:
     if "fq" in methods and n.images.masked:
         asked["cost"] += _sweep_work(n, judged + 1)
     rows = {"sanity": 3 * cascade * judged, "stability": 6 * judged, "attack": 8 * judged, "cost": 2 * judged}
+    rows["faithfulness"] = 2 * (CURVE_STEPS + 2) * n.explained
     read = Work(
         seconds=READ_NEURON * n.samples * n.layers[-1].filters * n.layers[-1].positions,
         memory=_moments(n, n.layers[-1]),
@@ -1614,10 +1620,10 @@ def evaluate_explainers(n: Network) -> Work:
 
 
 def maximise_activations(n: Network) -> Work:
-    """Climb from noise and from a code to an image of each class; compare them with all training images."""
-    d, made = n.images, [name for name in SYNTHESES if name in n.methods]
-    climbed = CLIMBS * d.classes
-    steps = CLIMBS * math.ceil(d.classes / EXPLAINED_BATCH)
+    """Climb from noise and from a code to an image of each class, and to one alone; compare with training images."""
+    d, made = n.images, [name for name in syntheses() if name in n.methods]
+    climbed = CLIMBS * (d.classes + 1)
+    steps = CLIMBS * (math.ceil(d.classes / EXPLAINED_BATCH) + 1)
     work = Work(
         forward=2 * climbed * n.forward,
         seconds=steps * (EXPLAINED_STEP + 2 * EXPLAINED_MODULE * n.anatomy.modules),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nnscan.backprop import deconvolved_scores, guided_scores, rectified_scores
 from nnscan.explanations import Method, Setting, simply
 from nnscan.models import logits
-from nnscan.scores import BATCH, Explainer, checked, own_scores, ready, rises
+from nnscan.scores import BATCH, Explainer, checked, followed, own_scores, ready, rises
 
 STEPS = 50
 """Places on the way from the baseline at which integrated gradients takes a gradient."""
@@ -59,7 +59,7 @@ def _gradients(prepared: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor
     """Return the gradients (n, C, H, W) of the class scores of one batch of inputs."""
     source = x.clone().requires_grad_(True)
     with torch.enable_grad():
-        own = own_scores(logits(prepared(source.clone())), classes)
+        own = own_scores(followed(logits(prepared(source.clone()))), classes)
         return torch.autograd.grad(own.sum(), source)[0]
 
 
@@ -114,7 +114,7 @@ def integrated_attributions(model: nn.Module, x: Tensor, classes: Sequence[int])
     from captum.attr import IntegratedGradients  # takes half a second, which jobs of other methods need not wait
 
     x, prepared = ready(model, x, classes)
-    method = IntegratedGradients(lambda inputs: logits(prepared(inputs.clone())))
+    method = IntegratedGradients(lambda inputs: followed(logits(prepared(inputs.clone()))))
     targets = torch.tensor(classes, device=x.device)
     parts = [
         method.attribute(part.clone(), target=own, n_steps=STEPS, internal_batch_size=BATCH).to(x.dtype)

@@ -33,7 +33,7 @@ from nnscan.models import (
     read_state,
     save_weights,
 )
-from nnscan.scores import BATCH, answers, class_scores, own_scores, ready
+from nnscan.scores import BATCH, answers, class_scores, followed, own_scores, ready
 from nnscan.smoothing import blurred
 from nnscan.training import deterministic, split_tensors, write_csv
 
@@ -125,7 +125,7 @@ def activation_maximisation(
             with torch.enable_grad():
                 x = image * (high - low)
                 seen = x.roll(shift if free else (0, 0), (2, 3))
-                gain = own_scores(logits(prepared(seen.clone())), own) - DECAY * x.square().sum((1, 2, 3))
+                gain = own_scores(followed(logits(prepared(seen.clone()))), own) - DECAY * x.square().sum((1, 2, 3))
                 (image.grad,) = torch.autograd.grad(-gain.sum(), image)
             optimizer.step()
             if free and (number + 1) % BLUR_EVERY == 0:
@@ -420,7 +420,7 @@ def generator_maximisation(
         for step in range(CODE_STEPS):
             optimizer.param_groups[0]["lr"] = CODE_RATE * (1 - step / CODE_STEPS)
             with torch.enable_grad():
-                scores = logits(prepared(made(codes * deviation)))
+                scores = followed(logits(prepared(made(codes * deviation))))
                 gain = own_scores(scores, own) - CODE_DECAY * codes.square().sum(1)
                 (codes.grad,) = torch.autograd.grad(-gain.sum(), codes)
             optimizer.step()

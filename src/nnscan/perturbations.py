@@ -18,7 +18,7 @@ from torch.nn import functional
 from nnscan.errors import ModelError
 from nnscan.explanations import Method, Setting, simply
 from nnscan.models import logits, prepare
-from nnscan.scores import BATCH, own_scores, ready
+from nnscan.scores import BATCH, followed, own_scores, ready
 from nnscan.smoothing import blurred, gaussian_weights
 
 # Side of images in the papers that give lengths in pixels.
@@ -301,7 +301,7 @@ def meaningful_perturbation(model: nn.Module, x: Tensor, classes: Sequence[int],
                 variation = MEANINGFUL_VARIATION * sum(
                     found / count for found, count in zip(differences, reversed(cells), strict=True)
                 )
-                loss = area + variation + _probabilities(prepared, faded(moved, enlarged(mask)), own)
+                loss = area + variation + followed(_probabilities(prepared, faded(moved, enlarged(mask)), own))
                 (mask.grad,) = torch.autograd.grad(loss.sum(), mask)
             optimizer.step()
             mask.data.clamp_(0, 1)
@@ -389,7 +389,7 @@ def extremal_masks(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tenso
         for number in range(EXTREMAL_STEPS):
             with torch.enable_grad():
                 masks = smooth(parameters)
-                scores = own_scores(logits(prepared(faded(levels, masks))), labels)
+                scores = own_scores(followed(logits(prepared(faded(levels, masks)))), labels)
                 # a uniform mask has no order by which pixels could be sorted: the first step is the score's alone
                 weight = EXTREMAL_WEIGHT * EXTREMAL_GROWTH**number if number else 0.0
                 loss = weight * area_loss(masks, areas) - scores
@@ -457,7 +457,7 @@ def generative_infilling(model: nn.Module, x: Tensor, classes: Sequence[int], se
                 filled = _filled(infiller, copies, (kept.detach() > 0.5).to(kept))
                 # the infiller gives shown pixels as they are, from one half on: there the whole image must be reached
                 share = (2 * kept).clamp(max=1)
-                scores = logits(prepared(share * copies + (1 - share) * filled))
+                scores = followed(logits(prepared(share * copies + (1 - share) * filled)))
                 if scores.shape[1] < 2:
                     raise ModelError("generative infilling explains the odds of a class, and this network has only one")
                 gain = _log_odds(scores, labels).reshape(len(part), -1).mean(1)

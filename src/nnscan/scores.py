@@ -57,6 +57,20 @@ def own_scores(scores: Tensor, classes: Sequence[int]) -> Tensor:
     return scores[torch.arange(len(scores), device=scores.device), torch.tensor(classes, device=scores.device)]
 
 
+def followed(scores: Tensor) -> Tensor:
+    """Return class scores as they are, which a gradient is to follow back to the input.
+
+    Raises:
+        ModelError: None can: the network computes without gradients, or its answers do not depend on its input.
+    """
+    if not scores.requires_grad:
+        raise ModelError(
+            "no gradient leads from this network's answers back to its input: it computes them under torch.no_grad, "
+            "detached or outside torch; take a method that needs answers only, such as occlusion, RISE, LIME or SHAP"
+        )
+    return scores
+
+
 def answers(model: nn.Module, x: Tensor) -> list[int]:
     """Return the class that a network gives to each input (N, C, H, W)."""
     return class_scores(prepare(model), x.to(device_of(model))).argmax(1).tolist()

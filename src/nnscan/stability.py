@@ -17,7 +17,7 @@ from nnscan.explanations import Method
 from nnscan.metrics import Inputs, Metric, Score, changed_maps, judged
 from nnscan.models import logits
 from nnscan.resemblance import PEAKS, UNDEFINED, Values, rank_correlation, shared_peaks
-from nnscan.scores import BATCH, answers, ready
+from nnscan.scores import BATCH, answers, followed, ready
 
 EPSILONS = (8 / 255, 64 / 255)
 """Sizes of the adversarial step: one that hardly shows and mostly keeps the answer, one that mostly flips it."""
@@ -114,7 +114,7 @@ def fgsm(model: nn.Module, x: Tensor, classes: Sequence[int], step: Tensor, low:
     for part, own in zip(torch.split(x, BATCH), torch.split(targets, BATCH), strict=True):
         source = part.clone().requires_grad_(True)
         with torch.enable_grad():
-            loss = nn.functional.cross_entropy(logits(prepared(source.clone())), own, reduction="sum")
+            loss = nn.functional.cross_entropy(followed(logits(prepared(source.clone()))), own, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, source)
         parts.append(torch.clamp(part + step.to(x) * gradient.sign(), low.to(x), high.to(x)))
     return torch.cat(parts)

@@ -188,9 +188,9 @@ def test_score_cam_lays_a_dead_map_over_the_input_as_nothing():
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(grad_cam_plus_plus, "GradCAMPlusPlus"), (score_cam, "ScoreCAM")])
-def test_maps_agree_with_pytorch_grad_cam_up_to_its_stretching(ours, theirs):
-    library = pytest.importorskip("pytorch_grad_cam")
-    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+def test_maps_agree_with_pytorch_grad_cam_up_to_its_stretching(peer, ours, theirs):
+    library = peer("pytorch_grad_cam")
+    targets = peer("pytorch_grad_cam.utils.model_targets")
     model, x = pooled().float(), images().float()  # its maps are as large as the input: nothing is drawn up
     with torch.no_grad():
         model[6].weight *= 1000  # beside such gradients what the library adds to a denominator is nothing

@@ -161,8 +161,8 @@ def test_localisation_agrees_with_scikit_learn():
         assert float(found) == pytest.approx(jaccard_score(mask.flatten(), located.flatten()))
 
 
-def test_localisation_agrees_with_quantus():
-    quantus = pytest.importorskip("quantus")
+def test_localisation_agrees_with_quantus(peer):
+    quantus = peer("quantus")
     model, x = pooled().float().eval(), images(5).float()
     maps = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(1))
     foreground = torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(2)) < 0.4

@@ -7,6 +7,7 @@ is right on it is the matter of the method's own tests.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,6 +196,39 @@ def test_a_method_gives_each_input_its_map_and_leaves_all_else_alone(name):
         assert total.shape == (18,)
         assert bool(torch.isfinite(total).all())
     assert_left_alone(network, before)
+
+
+@pytest.mark.parametrize("name", EXPLAINING)
+def test_a_map_depends_on_the_class_where_the_register_says_so(name):
+    method, x = METHODS[name], images()
+    network, found = fitting(method, lambda network: method.explain(network, x, CLASSES, setting(3)))
+    others = [(label + 1) % 3 for label in CLASSES]
+    assert torch.equal(method.explain(network, x, others, setting(3)), found) != method.class_specific
+
+
+class Opaque(nn.Module):
+    """A network that only answers: no gradient reaches its input, and its parts are not to be seen."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.answer = [inner]
+
+    def forward(self, x):
+        with torch.no_grad():
+            return self.answer[0](x.detach())
+
+
+@pytest.mark.parametrize("name", EXPLAINING)
+def test_a_method_needs_more_than_answers_where_the_register_says_so(name):
+    method, x = METHODS[name], images()
+    given = replace(setting(3), scanned=None)  # a scan looks into the network
+    try:
+        found = method.explain(Opaque(in_place()), x, CLASSES, given)
+    except NnscanError:
+        assert method.transparent
+    else:
+        assert not method.transparent
+        torch.testing.assert_close(found, method.explain(in_place(), x, CLASSES, given))
 
 
 @pytest.mark.parametrize("name", EXPLAINING)

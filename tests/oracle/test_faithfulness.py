@@ -91,8 +91,8 @@ def test_the_known_answer_of_a_linear_model():
     assert insertion_curves(model, x, [1], right, 16).areas[0] > insertion_curves(model, x, [1], -right, 16).areas[0]
 
 
-def test_deletion_agrees_with_quantus():
-    quantus = pytest.importorskip("quantus")
+def test_deletion_agrees_with_quantus(peer):
+    quantus = peer("quantus")
     model, x, maps = plain().float().eval(), images().float(), noise(3, 8, 8, seed=8).float()
     flipping = quantus.PixelFlipping(
         features_in_step=4, perturb_baseline=0.0, abs=False, normalise=False, disable_warnings=True

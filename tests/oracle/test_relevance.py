@@ -497,8 +497,8 @@ def test_rules_agree_with_captum():
         torch.testing.assert_close(found[number : number + 1], expected)
 
 
-def test_rules_agree_with_zennit():
-    rules = pytest.importorskip("zennit.rules")
+def test_rules_agree_with_zennit(peer):
+    rules = peer("zennit.rules")
     from zennit.attribution import Gradient
     from zennit.composites import NameMapComposite
     from zennit.core import Stabilizer

@@ -76,8 +76,8 @@ def test_structure_correlation_is_ssim():
     assert np.isnan(structure_correlation(first, torch.zeros_like(first))).all()
 
 
-def test_structure_correlation_agrees_with_scikit_image():
-    metrics = pytest.importorskip("skimage.metrics")
+def test_structure_correlation_agrees_with_scikit_image(peer):
+    metrics = peer("skimage.metrics")
     first, second = noise(1, 16, 16, seed=5)[0].abs().numpy(), noise(1, 16, 16, seed=6)[0].abs().numpy()
     first, second = first / first.max(), second / second.max()
     _, index = metrics.structural_similarity(

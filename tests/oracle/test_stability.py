@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from captum.metrics import sensitivity_max
+from captum.robust import FGSM
 from torch import nn
 
 from networks import CLASSES, Residual, images, plain, scores_of
@@ -44,6 +45,16 @@ def test_the_step_of_a_linear_model_is_the_sign_of_its_weights():
     expected = x + step * against
     expected[:, 1] = expected[:, 1].clamp(max=1)
     torch.testing.assert_close(fgsm(model, x, [0, 0, 0], step, LOW, HIGH), expected)
+
+
+def test_the_step_is_that_of_captum():
+    model, x = plain(), images(5).clamp(-8, 1)
+    classes = [number % 3 for number in range(5)]
+    attack = FGSM(lambda given: model(given.clone()), nn.CrossEntropyLoss(reduction="none"), -9, 1)
+    attack.zero_thresh = 0  # below 1e-6 it takes gradients as zero
+    expected = attack.perturb(x.clone(), epsilon=0.25, target=torch.tensor(classes))
+    found = fgsm(model, x, classes, torch.full((2, 1, 1), 0.25), torch.full((2, 1, 1), -9.0), torch.ones(2, 1, 1))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("build", [plain, Residual])

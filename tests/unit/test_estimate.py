@@ -81,7 +81,6 @@ from nnscan.estimate import (
     REMOVED,
     RULES,
     SHEET,
-    SYNTHESES,
     Anatomy,
     Effort,
     Estimate,
@@ -106,6 +105,7 @@ from nnscan.estimate import (
     measure_machine,
     measure_speed,
     passes,
+    syntheses,
 )
 from nnscan.explainers import METHODS
 from nnscan.explanations import Setting
@@ -677,7 +677,7 @@ def test_constants_are_those_of_the_explainers():
 def test_methods_with_an_effort_are_methods():
     """A method without one, such as a new one, counts as a gradient."""
     assert set(EFFORTS) <= set(METHODS)
-    assert set(SYNTHESES) == {name for name, method in METHODS.items() if method.synthesise is not None}
+    assert {"activation_maximisation", "dgn_am"} <= set(syntheses())
     n = network()
     assert explaining(n, ["a new one"], 10, 10).forward == explaining(n, ["vanilla_gradient"], 10, 10).forward
 
@@ -747,9 +747,9 @@ def test_each_question_has_its_own_work():
 
 
 def test_a_network_is_retrained_for_each_share_and_method():
-    n = network(explainers={"retrained": ["random", "edges"], "retrained_epochs": 3})
+    n = network(explainers={"retrained": ["random", "grad_cam"], "retrained_epochs": 3})
     work = RULES["retrain_without_pixels"].work(n)
-    assert work.training == (1 + 5 * 2) * 3 * 50 * 3 * 350
+    assert work.training == (1 + 5 * 4) * 3 * 50 * 3 * 350
 
 
 def test_work_adds_up():

@@ -102,12 +102,13 @@ def folder(_small: None, repository: Path, tmp_path_factory: pytest.TempPathFact
 def test_all_methods_have_maps_or_a_reason(folder: Path) -> None:
     atlas = read_atlas(folder / RUN / "explainers/atlas.h5")
     assert set(atlas.maps) | set(atlas.refusals) == EXPLAINING
-    assert set(atlas.refusals) == UNFIT
+    assert set(atlas.refusals) >= UNFIT
+    assert all(METHODS[name].needs for name in atlas.refusals)
     assert len(atlas.samples) == 2  # no more are scanned
     assert all(maps.shape == (2, 16, 16) for maps in atlas.maps.values())
     assert set(atlas.totals) == {name for name in atlas.maps if METHODS[name].total is not None}
     images, refusals = read_images(folder / RUN / "explainers/images.h5")
-    assert set(images) == {"activation_maximisation", "dgn_am"}
+    assert set(images) == {name for name, method in METHODS.items() if method.synthesise is not None}
     assert refusals == {}
 
 
@@ -117,7 +118,8 @@ def test_each_question_is_answered_for_all_methods(folder: Path, question: str) 
     methods = set(scores["method"]) - {""}
     assert methods == EXPLAINING
     answered = set(scores.dropna(subset="value")["method"]) - {""}
-    refused = UNFIT | (SCANNED if question in ("sanity", "stability", "attack") else set())
+    refused = set(read_atlas(folder / RUN / "explainers/atlas.h5").refusals)
+    refused |= SCANNED if question in ("sanity", "stability", "attack") else set()
     assert answered.isdisjoint(refused)
     silent = scores[scores["method"].isin(EXPLAINING - refused - answered)]
     assert set(silent["reason"]) <= {"a map is constant", "the map is zero"}  # of a network that has hardly learned
