@@ -77,7 +77,7 @@ def _maps_and_scores(prepared: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if found.maps is None or not found.maps.requires_grad:
         raise ModelError(
             "class activation maps need a convolution, and this network has none that nnscan can see (calls inside "
-            "scripted code do not show)"
+            "scripted code do not show); gradients, perturbation, LIME and SHAP do without"
         )
     return found.maps, scores
 

@@ -59,6 +59,16 @@ Array = NDArray[np.float64]
 # Points and their neighbours ------------------------------------------------------------------------------------------
 
 
+_NOT_FINITE = (
+    "the features hold values that are not finite, so that distances do not exist; leave those points out, or look for "
+    "the layer in which the network diverges"
+)
+_NO_SLOPE = (
+    "every point is as far from its second neighbour as from its first: the dimension is not defined; such points lie "
+    "on a grid or come in copies, give others"
+)
+
+
 class _Cloud:
     """The distinct ones of some points, read as float64 in slices of their features, centred and scaled."""
 
@@ -70,7 +80,7 @@ class _Cloud:
         peaks = [np.abs(self.values[:, part]).max(initial=0) for part in self._slices(len(values))]
         peak = float(np.max(peaks, initial=0))
         if not np.isfinite(peak):
-            raise DataError("the features hold values that are not finite")
+            raise DataError(_NOT_FINITE)
         # by a power of two, which changes no digit: squares neither overflow nor vanish
         self.scale = 2.0 ** -np.frexp(peak)[1] if peak else 1.0
         self.zeros = sum(not row.any() for row in self.values)
@@ -201,9 +211,7 @@ def _line(ratios: ArrayLike, share: float) -> tuple[Array, Array, float]:
     x = np.log(ratios[:fitted])
     y = -np.log1p(-np.arange(1, fitted + 1) / count)
     if not x.any():
-        raise DataError(
-            "every point is as far from its second neighbour as from its first: the dimension is not defined"
-        )
+        raise DataError(_NO_SLOPE)
     return x, y, float(x @ y / (x @ x))
 
 
@@ -244,9 +252,7 @@ def likelihood_dimension(ratios: ArrayLike, share: float = 1.0) -> float:
     kept = int(np.floor(share * count))
     total = logarithms[:kept].sum() + (count - kept) * logarithms[kept - 1]
     if not total:
-        raise DataError(
-            "every point is as far from its second neighbour as from its first: the dimension is not defined"
-        )
+        raise DataError(_NO_SLOPE)
     return float((kept - 1) / total)
 
 
@@ -427,7 +433,7 @@ def principal_dimension(features: ArrayLike, share: float = SHARE) -> int:
     for start in range(0, width, step):
         values = points[:, start : start + step].astype(np.float64)
         if not np.isfinite(values).all():
-            raise DataError("the features hold values that are not finite")
+            raise DataError(_NOT_FINITE)
         varying = values.min(0) < values.max(0)
         values -= values.mean(0)
         deviations = values.std(0)

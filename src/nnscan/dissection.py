@@ -200,7 +200,10 @@ class Probe:
                 raise LayerError(f"the module {view.module!r} is not used in the forward pass; choose another")
             found = outputs[view.module].float()
             if not (torch.isfinite(found.sum()) or torch.isfinite(found).all()):  # a sum may overflow
-                raise ScanError(f"{view.module!r} has activations that are not finite; it cannot be dissected")
+                raise ScanError(
+                    f"{view.module!r} has activations that are not finite, as of a network that has diverged; "
+                    "it cannot be dissected, choose another layer or checkpoint"
+                )
             maps = as_maps(found)
             if view.rotation is not None:
                 if view.rotation.shape != (maps.shape[1], maps.shape[1]):

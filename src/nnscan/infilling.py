@@ -250,7 +250,10 @@ def load_infiller(path: str | Path) -> Infiller:
     state = read_state(path)
     missing = [name for name in ("mean", "first.convolution.weight") if name not in state]
     if missing or state["mean"].ndim != 1 or state["first.convolution.weight"].ndim != 4:
-        raise ModelError(f"the checkpoint {path} is not one of an infiller")
+        raise ModelError(
+            f"the checkpoint {path} is not one of an infiller (mean (C,) and first.convolution.weight are missing "
+            "or of another shape); give a file that infilling.train_infiller wrote"
+        )
     network = Infiller(len(state["mean"]), len(state["first.convolution.weight"]) // 2)
     load_weights(network, state, path)
     return network.to(chosen_device()).eval()

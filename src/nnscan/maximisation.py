@@ -358,8 +358,12 @@ def load_generator(path: str | Path) -> Generator:
     """
     state = read_state(path)
     shapes = {"floor": 1, "low": 1, "size": 1, "last.weight": 4}
-    if any(name not in state or state[name].ndim != count for name, count in shapes.items()):
-        raise ModelError(f"the checkpoint {path} is not one of a generator")
+    wrong = [name for name, count in shapes.items() if name not in state or state[name].ndim != count]
+    if wrong:
+        raise ModelError(
+            f"the checkpoint {path} is not one of a generator ({', '.join(wrong)} missing or of another shape); give a "
+            "file that maximisation.train_generator wrote"
+        )
     size = state["size"].tolist()
     if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= _LARGEST for side in size):
         raise ModelError(f"the checkpoint {path} is not one of a generator: its images would have the size {size}")

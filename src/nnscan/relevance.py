@@ -553,7 +553,10 @@ def _others(scores: Tensor) -> int:
         ModelError: There is none.
     """
     if scores.shape[1] < 2:
-        raise ModelError("a contrast to other classes was asked for, but the model has a single class score")
+        raise ModelError(
+            "a contrast to other classes was asked for, but the model has a single class score; take LRP, which "
+            "explains one score"
+        )
     return scores.shape[1] - 1
 
 
