@@ -273,11 +273,13 @@ def put_rotations(run: Run, counts: dict[float, list[tuple[int, int]]]) -> None:
     put(run, "experiments/rotations.parquet", rows)
 
 
-def put_dimensions(run: Run, checkpoint: str, places: list[tuple[float, int]], output: bool = True) -> None:
+def put_dimensions(
+    run: Run, checkpoint: str, places: list[tuple[float, int]], output: bool = True, width: int = 64
+) -> None:
     """Write the intrinsic and the PCA dimension of each place, the first of which is the input, the last the output."""
     last = len(places) - output
     rows = [
-        {"layer": f"l{depth}" if depth else "input", "depth": depth, "relative_depth": depth / last, "width": 64,
+        {"layer": f"l{depth}" if depth else "input", "depth": depth, "relative_depth": depth / last, "width": width,
          "points": 100, "dropped": 2, "dimension": dimension, "sd": 0.1, "pca_dimension": components,
          "plateau": math.nan if dimension > 10 else dimension, "fit": 0.99,
          "warning": "above 10; also" if dimension > 10 else ""}

@@ -149,8 +149,8 @@ def detectors_over_training(run: Run) -> float:
     return found
 
 
-def color_share_lost(run: Run) -> float:
-    """Return the share of colors among the first layer's unique detectors minus that of the last layer's."""
+def _share_lost(run: Run, category: str) -> float:
+    """Return the share of a category among the first layer's unique detectors minus that of the last layer's."""
     shares = []
     if len({row["layer"] for row in reduced(run, detectors_of("well_trained"), detector_numbers)}) < 2:
         raise UndefinedStatistic("one layer only")
@@ -158,8 +158,18 @@ def color_share_lost(run: Run) -> float:
         total = _detectors(run, "well_trained", layer)
         if not total:
             raise UndefinedStatistic("the first or the last layer detects nothing")
-        shares.append(_detectors(run, "well_trained", layer, "color") / total)
+        shares.append(_detectors(run, "well_trained", layer, category) / total)
     return shares[0] - shares[1]
+
+
+def color_share_lost(run: Run) -> float:
+    """Return the share of colors among the first layer's unique detectors minus that of the last layer's."""
+    return _share_lost(run, "color")
+
+
+def object_share_gained(run: Run) -> float:
+    """Return the share of objects among the last layer's unique detectors minus that of the first layer's."""
+    return -_share_lost(run, "object")
 
 
 def all_detectors(run: Run) -> tuple[str, float]:
@@ -249,6 +259,7 @@ def dimension_numbers(frame: pd.DataFrame) -> list[Row]:
     rows = []
     for position, found in enumerate(records_of(frame)):
         keys = {"position": position, "layer": found["layer"], "place": _place(found)}
+        keys |= {"depth": found["relative_depth"], "width": found["width"]}
         rows += [
             {**keys, "quantity": quantity, "value": float(found[column])} for column, quantity in quantities.items()
         ]
@@ -370,6 +381,30 @@ def dimension_fall(run: Run) -> float:
     if not earlier:
         raise UndefinedStatistic("one hidden layer only")
     return max(earlier) - last
+
+
+def _places(run: Run) -> list[Row]:
+    """Return the intrinsic dimension of each place of the well-trained network; all exist."""
+    _dimensions(run, "well_trained")
+    rows = reduced(run, dimension_of("well_trained"), dimension_numbers)
+    return [row for row in rows if row["quantity"] == "intrinsic dimension"]
+
+
+def dimension_peak_depth(run: Run) -> float:
+    """Return at which relative depth (0 the input, 1 the output) the dimension is highest."""
+    return float(max(_places(run), key=lambda row: row["value"])["depth"])
+
+
+def dimension_by_width(run: Run) -> float:
+    """Return the largest share that the dimension has in the number of features of a hidden layer.
+
+    Raises:
+        UndefinedStatistic: There is no hidden layer.
+    """
+    shares = [row["value"] / row["width"] for row in _places(run) if row["place"] == "hidden"]
+    if not shares:
+        raise UndefinedStatistic("no hidden layer")
+    return float(max(shares))
 
 
 def _variation(run: Run, checkpoint: str) -> float:
@@ -548,10 +583,13 @@ STATISTICS = {
         detectors_over_untrained,
         detectors_over_training,
         color_share_lost,
+        object_share_gained,
         detectors_lost_by_rotation,
         rotation_trend,
         dimension_rise,
         dimension_fall,
+        dimension_peak_depth,
+        dimension_by_width,
         dimension_variation_over_untrained,
         shuffled_over_trained_dimension,
         pca_over_dimension,

@@ -461,11 +461,11 @@ def put_systems(run, holds: bool) -> None:
     turned = {0.0: 9, 0.2: 6, 1.0: 3} if holds else {0.0: 3, 0.2: 6, 1.0: 9}
     put_rotations(run, {power: [(0, count)] for power, count in turned.items()})
     more = 0.1 * run.seed
-    own = [(10, 40), (15, 30), (3 + more, 16), (2, 3)] if holds else [(20, 40), (5, 30), (9 + more, 8), (8, 3)]
+    own = [(10, 40), (15, 30), (3 + more, 16), (2, 3)] if holds else [(20, 40), (5, 30), (9 + more, 8), (25, 3)]
     untrained = [(10, 40)] * 4 if holds else [(40, 40), (5, 30), (5, 20), (5, 3)]
     shuffled = [(10, 40), (10, 30), (8 if holds else 5, 8), (3, 3)]
     for checkpoint, places in {"well_trained": own, "untrained": untrained, "shuffled": shuffled}.items():
-        put_dimensions(run, checkpoint, places)
+        put_dimensions(run, checkpoint, places, width=640 if holds else 64)
     put_shuffled_accuracy(run, 1.0)
     put_test_accuracy(run, 0.5 - more if holds else 0.5 + more)
     put_prototypes(run, 0.75, 0.73 if holds else 0.7, [(10, 10), (10, 9 if holds else 7)])

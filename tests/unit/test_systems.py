@@ -184,6 +184,7 @@ def test_statistics_of_detectors(run):
     assert systems.detectors_over_untrained(run) == 5 - 2
     assert systems.detectors_over_training(run) == pytest.approx(0.8)  # 2, 3, 6, 5
     assert systems.color_share_lost(run) == pytest.approx(3 / 4 - 2 / 5)
+    assert systems.object_share_gained(run) == pytest.approx(3 / 5 - 1 / 4)
 
 
 def test_the_best_checkpoint_may_come_before_a_third(run):
@@ -283,7 +284,7 @@ def test_published_dimensions_stand_beside_the_same_places(tmp_path, published, 
     runs = make_runs(tmp_path, model, seeds=(0,), dataset="cifar10")
     rows = [
         {"layer": place.layer, "depth": place.depth, "relative_depth": place.relative_depth, "dimension": 5.0,
-         "pca_dimension": 9, "plateau": 5.0, "fit": 1.0, "dropped": 0, "warning": ""}
+         "pca_dimension": 9, "plateau": 5.0, "fit": 1.0, "dropped": 0, "warning": "", "width": 9}
         for place in places
     ]  # fmt: skip
     put(runs[0], systems.dimension_of("well_trained"), rows)
@@ -388,6 +389,8 @@ def test_statistics_of_dimensions(run):
     assert systems.dimension_variation_over_untrained(run) == pytest.approx(15 / 9 - 4 / 10)
     assert systems.shuffled_over_trained_dimension(run) == 21 - 4
     assert systems.pca_over_dimension(run) == 12 / 4
+    assert systems.dimension_peak_depth(run) == pytest.approx(1 / 4)
+    assert systems.dimension_by_width(run) == 16 / 64
 
 
 def test_labels_that_were_not_learned_by_heart_say_nothing(run):
@@ -456,7 +459,7 @@ def test_dimensions_that_do_not_exist(run):
         *(systems.dimension_rise, systems.dimension_fall, systems.dimension_variation_over_untrained),
         *(systems.shuffled_over_trained_dimension, systems.pca_over_dimension, systems.dimension_and_error),
     )
-    for statistic in statistics:
+    for statistic in (*statistics, systems.dimension_peak_depth, systems.dimension_by_width):
         with pytest.raises(UndefinedStatistic, match="a layer's dimension does not exist"):
             statistic(run)
     for checkpoint in ("well_trained", "shuffled"):
@@ -464,6 +467,9 @@ def test_dimensions_that_do_not_exist(run):
     for statistic in set(statistics) - {systems.dimension_variation_over_untrained}:
         with pytest.raises(UndefinedStatistic, match=r"no value for (intrinsic|PCA) dimension, hidden"):
             statistic(run)
+    with pytest.raises(UndefinedStatistic, match="no hidden layer"):
+        systems.dimension_by_width(run)
+    assert systems.dimension_peak_depth(run) == 0
     put_dimensions(run, "well_trained", [(10.0, 40), (5.0, 9), (2.0, 3)])
     with pytest.raises(UndefinedStatistic, match="one hidden layer only"):
         systems.dimension_fall(run)

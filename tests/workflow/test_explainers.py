@@ -17,6 +17,7 @@ import studies
 from nnscan.artifacts import read_frame
 from nnscan.atlas import read_atlas, read_images
 from nnscan.cli import main
+from nnscan.configuration import CONTROLS
 from nnscan.explainers import METHODS
 from nnscan.layout import FIGURES, QUESTIONS, TABLES
 from nnscan.models import build_model, save_weights
@@ -138,7 +139,7 @@ def test_the_study_ends_with_its_tables_and_figures(folder: Path) -> None:
     assert {path.stem for path in (root / "figures/digits/simple_cnn").iterdir()} == figures
     assert (root / "report.html").is_file()
     retrained = read_frame(folder / RUN / "explainers/retraining.parquet")
-    assert set(retrained["method"]) == {"random"}
+    assert set(retrained["method"]) == {*CONTROLS}
     made = read_frame(folder / RUN / "explainers/images.parquet")
     assert made["agreement"].isna().all()  # one seed: no other network to ask
 
