@@ -391,8 +391,15 @@ def _places(run: Run) -> list[Row]:
 
 
 def dimension_peak_depth(run: Run) -> float:
-    """Return at which relative depth (0 the input, 1 the output) the dimension is highest."""
-    return float(max(_places(run), key=lambda row: row["value"])["depth"])
+    """Return at which relative depth (0 the input, 1 the output) the dimension is highest.
+
+    Raises:
+        UndefinedStatistic: It is highest in the input.
+    """
+    peak = max(_places(run), key=lambda row: row["value"])
+    if peak["place"] == "input":
+        raise UndefinedStatistic("no peak: the input has the highest dimension")
+    return float(peak["depth"])
 
 
 def dimension_by_width(run: Run) -> float:

@@ -469,7 +469,8 @@ def test_dimensions_that_do_not_exist(run):
             statistic(run)
     with pytest.raises(UndefinedStatistic, match="no hidden layer"):
         systems.dimension_by_width(run)
-    assert systems.dimension_peak_depth(run) == 0
+    with pytest.raises(UndefinedStatistic, match="no peak: the input has the highest dimension"):
+        systems.dimension_peak_depth(run)
     put_dimensions(run, "well_trained", [(10.0, 40), (5.0, 9), (2.0, 3)])
     with pytest.raises(UndefinedStatistic, match="one hidden layer only"):
         systems.dimension_fall(run)
