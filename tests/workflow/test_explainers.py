@@ -194,14 +194,14 @@ def test_networks_without_convolutions_masks_or_training_of_their_own(repository
     studies.complete(studies.run(repository, config, *asked, cores=2))
 
     connected = read_atlas(tmp_path / file("fcn", "atlas.h5"))
-    assert set(connected.maps) == {"nns", "random"}
+    assert set(connected.maps) == {"nns", *CONTROLS}
     assert "need a convolution" in connected.refusals["grad_cam"]
     assert "foreground masks" in connected.refusals["fq"]
     assert read_frame(tmp_path / asked[0]).empty  # no masks, nothing to locate
     attentive = read_atlas(tmp_path / file("own", "atlas.h5"))
-    assert set(attentive.maps) == {"channel_attention", "random"}
+    assert set(attentive.maps) == {"channel_attention", *CONTROLS}
     known = read_frame(tmp_path / asked[1])
-    assert set(known.dropna()["method"]) == {"channel_attention", "random"}
+    assert set(known.dropna()["method"]) == {"channel_attention", *CONTROLS}
     assert not known["metric"].str.startswith("labels").any()  # nobody trained it on shuffled labels
     assert not list((tmp_path / ROOT).glob("digits/infiller"))  # no method needs it
     assert not list((tmp_path / ROOT).glob("digits/*/*/training/generator*"))
