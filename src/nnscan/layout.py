@@ -298,9 +298,9 @@ FIGURES = {
         "draw_explainers",
         "The class while pixels leave and come back",
         "Probability of the explained class while pixels are removed (left, the lower the better) or come back into "
-        "the blurred image (right, the higher the better), those first that a map calls most important. In color the "
-        "best five methods by the area below the curve, black the controls, gray all others. Means over the images "
-        "and the seeds.",
+        "the blurred image (right, the higher the better), those first that a map calls most important. In color "
+        "the five methods that are best at either, by the area below the curve; black the controls, gray all others. "
+        "Means over the images and the seeds.",
         "explainers",
     ),
     "explainer_ranks": Figure(

@@ -251,25 +251,29 @@ def faithfulness_curves(scores: pd.DataFrame, titles: Mapping[str, str], heading
         return sentence("no method has maps of inputs")
     frame = frame.assign(share=100 * frame["case"].astype(float), probability=frame["value"])
     means = frame.pivot_table("probability", ["metric", "method"], "share", sort=False)
+    orders, named = {}, dict.fromkeys(_CONTROL_LINES)
+    for name, _, falls in _FAITHFUL:
+        own = means.loc[f"{name}_curve"].sort_index(axis=1)
+        areas = pd.Series(np.trapezoid(own, own.columns, axis=1), own.index).sort_values(ascending=falls, kind="stable")
+        orders[name] = own.loc[areas.index]
+        named |= dict.fromkeys([method for method in areas.index if method not in _CONTROL_LINES][:_NAMED])
+    best = [method for method in named if method not in _CONTROL_LINES]
+    colors = dict(zip(best, sns.color_palette("colorblind", len(best)), strict=True))  # the same in both panels
     figure, grid = plt.subplots(1, 2, figsize=(11.2, 4.2), sharey=True, layout="constrained")
     for axes, (name, label, falls) in zip(grid, _FAITHFUL, strict=True):
-        own = means.loc[f"{name}_curve"].sort_index(axis=1)
-        areas = pd.Series(np.trapezoid(own, own.columns, axis=1), own.index)
-        order = areas.sort_values(ascending=falls, kind="stable").index
-        best = [method for method in order if method not in _CONTROL_LINES][:_NAMED]
-        lines = dict(zip(best, sns.color_palette("colorblind", len(best)), strict=True))
-        for method in reversed(order):  # the best lie above
+        own = orders[name]
+        for method in own.index[::-1]:  # the best lie above
             if method in _CONTROL_LINES:
                 style = {"color": "black", "linestyle": _CONTROL_LINES[method], "linewidth": 1.2}
-            elif method in lines:
-                style = {"color": lines[method], "linewidth": 2.0}
+            elif method in colors:
+                style = {"color": colors[method], "linewidth": 2.0}
             else:
                 style = {"color": "0.75", "linewidth": 0.8}
-            named = method in lines or method in _CONTROL_LINES
-            axes.plot(own.columns, own.loc[method], label=plain(titles.get(method, method)) if named else None, **style)
+            text = plain(titles.get(method, method)) if method in named else None
+            axes.plot(own.columns, own.loc[method], label=text, **style)
         axes.set(xlabel=f"share of the pixels {label} (%)", title=name, xlim=(0, 100), ylim=(0, 1.02))
         handles, names = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], names[::-1], fontsize=7.5, loc="upper right" if falls else "lower right")
+        axes.legend(handles[::-1], names[::-1], fontsize=7, loc="upper right" if falls else "lower right")
     grid[0].set(ylabel="probability of the class")
     figure.suptitle(plain(heading), fontsize=11)
     return figure

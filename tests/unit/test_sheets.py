@@ -152,7 +152,7 @@ def test_ranks_are_written_and_methods_stand_in_their_order():
 
 
 def test_faithfulness_curves_are_means_with_the_best_methods_and_the_controls_by_name():
-    methods = {"random": 0.5, "edges": 0.4, **{f"method{number}": 0.1 * number for number in range(7)}}
+    methods = {"random": 0.5, "edges": 0.4, **{f"method{number}": 0.05 * number for number in range(12)}}
     rows = [
         {"seed": seed, "method": method, "metric": f"{name}_curve", "case": share, "value": value}
         for seed in (0, 1)
@@ -167,13 +167,18 @@ def test_faithfulness_curves_are_means_with_the_best_methods_and_the_controls_by
     assert (left.get_title(), right.get_title()) == ("deletion", "insertion")
     assert len(left.get_lines()) == len(methods)
     named = {line.get_label(): line for line in left.get_lines() if not line.get_label().startswith("_")}
-    assert set(named) == {"random", "edges", "Best", "method1", "method2", "method3", "method4"}
+    assert set(named) == {"random", "edges", "Best", *(f"method{n}" for n in (1, 2, 3, 4, 7, 8, 9, 10, 11))}
     assert named["Best"].get_xdata().tolist() == [0, 100]
     assert named["Best"].get_ydata().tolist() == pytest.approx([0.9, 0.05])
     assert (named["random"].get_color(), named["random"].get_linestyle()) == ("black", "--")
     assert [text.get_text() for text in left.get_legend().get_texts()][:2] == ["Best", "method1"]
-    high = {line.get_label() for line in right.get_lines() if not line.get_label().startswith("_")}
-    assert high == {"random", "edges", "method2", "method3", "method4", "method5", "method6"}
+    high = {line.get_label(): line for line in right.get_lines() if not line.get_label().startswith("_")}
+    assert {name: line.get_color() for name, line in high.items()} == {
+        name: line.get_color() for name, line in named.items()
+    }
+    assert right.get_legend().get_texts()[0].get_text() == "method11"
+    thin = [line for line in left.get_lines() if line.get_color() == "0.75"]
+    assert [line.get_ydata()[1] for line in thin] == pytest.approx([0.35, 0.3])  # method6, method5
     nothing = pd.DataFrame(rows).assign(value=NAN)
     assert texts(faithfulness_curves(nothing, {}, "")) == ["no method has maps of inputs"]
 
