@@ -100,7 +100,7 @@ METRICS = (
         paper="Dombrowski et al., Explanations Can Be Manipulated",
         year=2019,
         meaning="How much the map's rank correlation with the attack's target map has grown.",
-        cases="'target' and 'chance', see `attack_rank`",
+        cases="'target' and 'chance', as above",
     ),
 )
 """The metrics of methods that `attack_scores` gives."""

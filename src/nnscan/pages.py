@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -240,7 +240,7 @@ def _network(own: pd.DataFrame, controls: Sequence[str], meanings: Mapping[str, 
         "pictures": _scores(
             rows, pd.DataFrame(index=list(painters)), [*PICTURES, *(one.quantity for one in paid)], controls
         ),
-        "refused": [(name, "; ".join(notes)) for name, notes in refused.items()],
+        "refused": [(name, "; ".join(note.rstrip(".") for note in notes)) for name, notes in refused.items()],
         **_disagreements(scores, questions),
     }
 
@@ -279,7 +279,7 @@ def _scores(
 def _disagreements(scores: pd.DataFrame, questions: pd.DataFrame) -> dict[str, Any]:
     """Return which scores rank methods least alike, on which methods questions disagree, and how alike scores rank."""
     kendall, spearman = (_numbers(agreement(scores, kind)) for kind in ("kendall", "spearman"))
-    names, pairs = list(kendall), _pairs(kendall)
+    pairs = _pairs(kendall)
     widest = disputed(questions)
     rows = []
     for name in widest[widest > 0].index[:_DISPUTED]:
@@ -291,12 +291,18 @@ def _disagreements(scores: pd.DataFrame, questions: pd.DataFrame) -> dict[str, A
             {"first": first, "second": second, "tau": _signed(tau)} for tau, first, second in sorted(pairs)[:_PAIRS]
         ],
         "disputed": rows,
-        "matrix_names": names,
-        "matrix": [
-            (first, [_agreement_cell(kendall[first][second], spearman[first][second]) for second in names])
-            for first in names
-        ],
+        "alike": _matrix(kendall, spearman) if _pairs(kendall) else [],
     }
+
+
+def _matrix(
+    kendall: Mapping[str, Mapping[str, float]], spearman: Mapping[str, Mapping[str, float]]
+) -> list[tuple[str, list[dict[str, str]]]]:
+    """Return the rows of a square table of rank correlations: of each its name and its cells."""
+    return [
+        (first, [_agreement_cell(kendall[first][second], spearman[first][second]) for second in kendall])
+        for first in kendall
+    ]
 
 
 def _pairs(found: Mapping[str, Mapping[str, float]]) -> list[tuple[float, str, str]]:
@@ -312,7 +318,7 @@ def _pairs(found: Mapping[str, Mapping[str, float]]) -> list[tuple[float, str, s
 
 def _agreement_cell(tau: float, rho: float) -> dict[str, str]:
     if math.isnan(tau):
-        return {"text": "", "color": "", "shade": "", "note": "too few methods have both, or a score is constant"}
+        return {"text": "", "color": "", "shade": "", "note": "too few methods have both, or one is constant"}
     return {
         **{"text": _signed(tau), "note": f"Spearman {_signed(rho)}"},
         **{"color": "alike" if tau > 0 else "apart", "shade": f"{0.7 * abs(tau):.2f}"},
@@ -324,9 +330,11 @@ def _overview(overall: Mapping[str, pd.Series[float]], controls: Sequence[str]) 
     table = pd.DataFrame(dict(overall))
     table.insert(0, "mean", table.mean(axis=1))
     table = table.sort_values("mean", kind="stable")
-    taus = _numbers(table.drop(columns="mean").corr("kendall", min_periods=FEWEST))
+    networks = table.drop(columns="mean")
+    kinds: tuple[Literal["kendall", "spearman"], ...] = ("kendall", "spearman")
+    kendall, spearman = (_numbers(networks.corr(kind, min_periods=FEWEST)) for kind in kinds)
     return {
-        "columns": [_column("mean", chosen=True), *(_column(f"{name} ({len(overall[name])})") for name in taus)],
+        "columns": [_column("mean", chosen=True), *(_column(f"{name} ({len(own)})") for name, own in overall.items())],
         "methods": _places(table, controls),
-        "agreement": "; ".join(f"{first} and {second} {_signed(tau)}" for tau, first, second in _pairs(taus)),
+        "alike": _matrix(kendall, spearman) if _pairs(kendall) else [],
     }

@@ -186,7 +186,11 @@ def test_disagreements_are_named(ranking):
     assert "least alike: deletion and insertion (tau −1.00)" in text
     assert re.search(r"a : faithfulness 0.50, cost 0.67", text.replace("a:", "a :"))
     assert "Methods without any score f : needs <a href='x'>pooling</a>" in text
-    assert "net on digits and <script>alert(1)</script> on digits 1.00" in text
+
+
+def test_it_says_how_alike_networks_rank_methods(ranking):
+    names = ["net on digits", "<script>alert(1)</script> on digits"]
+    assert rows_of(ranking, "Do networks rank methods alike?") == [[name, "1.00", "1.00"] for name in names]
 
 
 def test_equal_scores_give_equal_pages_and_none_gives_a_page(tmp_path, ranking):
