@@ -278,11 +278,12 @@ def put_dimensions(
 ) -> None:
     """Write the intrinsic and the PCA dimension of each place, the first of which is the input, the last the output."""
     last = len(places) - output
+    few = f"{run.seed} points are too few; give more"
     rows = [
         {"layer": f"l{depth}" if depth else "input", "depth": depth, "relative_depth": depth / last, "width": width,
          "points": 100, "dropped": 2, "dimension": dimension, "sd": 0.1, "pca_dimension": components,
          "plateau": math.nan if dimension > 10 else dimension, "fit": 0.99,
-         "warning": "above 10; also" if dimension > 10 else ""}
+         "warning": few if math.isnan(dimension) else "above 10; also" if dimension > 10 else ""}
         for depth, (dimension, components) in enumerate(places)
     ]  # fmt: skip
     put(run, f"metrics/{checkpoint}/dimension.parquet", rows)

@@ -18,7 +18,7 @@ from nnscan.backprop import operations
 from nnscan.errors import ModelError
 from nnscan.explanations import Method, simply
 from nnscan.models import logits
-from nnscan.scores import BATCH, drawn_up, own_scores, ready
+from nnscan.scores import BATCH, drawn_up, followed, own_scores, ready
 
 _LINEAR = frozenset(
     (
@@ -96,7 +96,7 @@ def cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
 
     Raises:
         ModelError: Something else than global pooling and one linear layer follows the last convolution, or there is
-            none, or the network has no such class scores.
+            none, or no gradient leads to it, or the network has no such class scores.
         ScanError: x or classes have another shape.
 
     Source: Zhou et al., "Learning Deep Features for Discriminative Localization" (2016).
@@ -107,7 +107,7 @@ def cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
         part = x[start : start + BATCH]
         maps, scores = _maps_and_scores(prepared, part)
         other = sorted({name for name, _ in operations(scores, behind=maps)} - _LINEAR)
-        (gradient,) = torch.autograd.grad(own_scores(scores, classes[start : start + BATCH]).sum(), maps)
+        (gradient,) = torch.autograd.grad(own_scores(followed(scores), classes[start : start + BATCH]).sum(), maps)
         mean = gradient.mean((2, 3), keepdim=True)
         if other or not torch.allclose(
             gradient, mean.expand_as(gradient), rtol=1e-4, atol=1e-6 * float(mean.abs().max())
@@ -135,7 +135,7 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
         classes: The class of each input.
 
     Raises:
-        ModelError: The network has no convolution, or no such class scores.
+        ModelError: The network has no convolution, or no gradient leads to it, or there are no such class scores.
         ScanError: x or classes have another shape.
 
     Source: Selvaraju et al., "Grad-CAM" (2017).
@@ -145,7 +145,7 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
     for start in range(0, len(x), BATCH):
         part = x[start : start + BATCH]
         maps, scores = _maps_and_scores(prepared, part)
-        (gradient,) = torch.autograd.grad(own_scores(scores, classes[start : start + BATCH]).sum(), maps)
+        (gradient,) = torch.autograd.grad(own_scores(followed(scores), classes[start : start + BATCH]).sum(), maps)
         weights = gradient.mean((2, 3), keepdim=True)
         parts.append(drawn_up((weights * maps).sum(1).relu(), part).detach())
     return torch.cat(parts)
@@ -166,8 +166,8 @@ def grad_cam_plus_plus(model: nn.Module, x: Tensor, classes: Sequence[int]) -> T
         classes: The class of each input.
 
     Raises:
-        ModelError: The network has no convolution, or no such class scores, or the weights are not defined, which can
-            happen if feature maps are negative.
+        ModelError: The network has no convolution, or no gradient leads to it, or there are no such class scores, or
+            the weights are not defined, which can happen if feature maps are negative.
         ScanError: x or classes have another shape.
 
     Source: Chattopadhay et al., "Grad-CAM++" (2018), eq. 10, 11 and 19.
@@ -177,7 +177,7 @@ def grad_cam_plus_plus(model: nn.Module, x: Tensor, classes: Sequence[int]) -> T
     for start in range(0, len(x), BATCH):
         part = x[start : start + BATCH]
         maps, scores = _maps_and_scores(prepared, part)
-        (gradient,) = torch.autograd.grad(own_scores(scores, classes[start : start + BATCH]).sum(), maps)
+        (gradient,) = torch.autograd.grad(own_scores(followed(scores), classes[start : start + BATCH]).sum(), maps)
         rising = gradient.relu()
         denominator = 2 + rising * maps.sum((2, 3), keepdim=True)
         if bool((denominator <= 0).any()):

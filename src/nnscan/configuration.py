@@ -92,7 +92,8 @@ class DatasetConfig(_Closed):
         "digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder", "camvid", "det", "cub", "voc"
     ] = Field(
         description="what reads it; image_folder wants train/<class>/ and test/<class>/, in a folder or a .tar.gz; "
-        "det (ILSVRC), cub (CUB-200-2011) and voc (Pascal VOC) want their unpacked archives, camvid the folders above"
+        "det (ILSVRC), cub (CUB-200-2011) and voc (Pascal VOC) want their unpacked archives, camvid a "
+        "folder camvid with images/, labels/ and classes.txt"
     )
     root: str | None = Field(
         None, description="where the files lie; default: $NNSCAN_DATA, else ./data (digits needs none)"

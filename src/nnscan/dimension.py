@@ -688,9 +688,10 @@ def layer_dimensions(
     for place, features in representations(model, x, representation_layers(model, x, layers)):
         row: dict[str, Any] = {
             "layer": place.layer, "depth": place.depth, "relative_depth": place.relative_depth, "width": place.width,
-            "points": len(features), "pca_dimension": principal_dimension(features),
+            "points": len(features),
         }  # fmt: skip
         try:
+            row["pca_dimension"] = principal_dimension(features)
             found = intrinsic_dimension(features, seed)
         except DataError as error:
             rows.append({**row, "dropped": len(features) - len(_distinct(features)), "warning": str(error)})

@@ -34,7 +34,7 @@ from nnscan.broden import camvid, read_broden
 from nnscan.configuration import DatasetConfig, DissectionConfig, ScanConfig, Stage, Study, TrainingConfig
 from nnscan.data import archive_members, load_dataset
 from nnscan.errors import ConfigurationError, DataError
-from nnscan.layout import CUTTABLE, QUESTIONS, Layout
+from nnscan.layout import CUTTABLE, QUESTIONS, SHOWN_IMAGES, SHOWN_LAYERS, SHOWN_UNITS, Layout
 from nnscan.linearisation import Linearisation, LinearisationError, as_maps
 from nnscan.models import (
     ZOO,
@@ -1396,11 +1396,12 @@ def train_prototypes(n: Network) -> Work:
 
 
 def draw_units(n: Network) -> Work:
-    """Draw five figures; find where units respond on five images of each of eight, and set each to zero for three."""
-    shown, units = 8 * 5, n.systems.units[-1][0]
+    """Draw five figures; find where units of each layer respond on their images, and set each to zero for three."""
+    counts = [units for units, _ in n.systems.units]
+    layers, shown = min(SHOWN_LAYERS, len(counts)), SHOWN_UNITS * SHOWN_IMAGES
     return Work(
-        forward=n.forward * (shown * n.enlarged + 3 * (1 + units)),
-        seconds=4 + OVERLAPPED_PIXEL * shown * units * n.labelled.pixels,
+        forward=n.forward * (layers * shown * n.enlarged + 3 * (1 + counts[-1])),
+        seconds=4 + OVERLAPPED_PIXEL * shown * layers * sum(counts) / len(counts) * n.labelled.pixels,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,18 @@ from nnscan.dissection import explain as explain_units
 from nnscan.drawings import Likenesses, UnitReasons
 from nnscan.explanations import Method
 from nnscan.figures import UnitGallery
+from nnscan.layout import SHOWN_IMAGES, SHOWN_LAYERS, SHOWN_UNITS
 from nnscan.prototypes import ProtoPNet
 from nnscan.prototypes import explain as explain_likeness
 from nnscan.scores import answers
 from nnscan.sheets import Painted, Shown
 from nnscan.survey import VALIDATION
+
+
+def shown_layers(layers: Sequence[str]) -> list[str]:
+    """Return the layers of which pictures show units: the first, the last, and `SHOWN_LAYERS` in all at most."""
+    chosen = np.linspace(0, len(layers) - 1, min(SHOWN_LAYERS, len(layers))).round().astype(int)
+    return [layers[place] for place in chosen.tolist()]
 
 
 def unit_exhibits(
@@ -32,8 +39,8 @@ def unit_exhibits(
     units: pd.DataFrame,
     exemplars: pd.DataFrame,
     layer: str,
-    count: int = 6,
-    shown: int = 5,
+    count: int = SHOWN_UNITS,
+    shown: int = SHOWN_IMAGES,
     upsampling: Upsampling = "anchored",
 ) -> list[UnitGallery]:
     """Return the units of a layer that detect their concept best, with the images that activate them most.

@@ -944,20 +944,17 @@ def unit_galleries(galleries: Mapping[str, Sequence[UnitGallery]]) -> Figure:
     """Draw units with the images that activate them most; a unit's mask is outlined, what lies outside is dimmed.
 
     Args:
-        galleries: Units by layer, in the order of the layers; each layer begins a row.
+        galleries: Units by the label of their layer, in the order of the layers; each layer begins a row.
     """
     units = [gallery for own in galleries.values() for gallery in own]
     if not units:
         return sentence("no unit overlaps with a concept")
     columns, shown = 2, max(len(gallery.images) for gallery in units)
     height, width = units[0].images.shape[2:]
-    names = dict(zip(galleries, short_layers(list(galleries)), strict=True))
     placed: list[tuple[int, int, str, UnitGallery]] = []
     rows = 0
     for layer, own in galleries.items():
-        placed += [
-            (rows + place // columns, place % columns, names[layer], gallery) for place, gallery in enumerate(own)
-        ]
+        placed += [(rows + place // columns, place % columns, layer, gallery) for place, gallery in enumerate(own)]
         rows += -(-len(own) // columns)
     figure = plt.figure(figsize=(1.25 * shown * columns * min(2.0, width / height), 1.6 * rows + 0.4))
     outer = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.3)

@@ -187,6 +187,7 @@ METHODS = (
         scope="local",
         paper="Simonyan et al., arXiv",
         year=2013,
+        needs=("a gradient",),
         explain=simply(backpropagation),
     ),
     Method(
@@ -216,6 +217,7 @@ METHODS = (
         scope="local",
         paper="Smilkov et al., arXiv",
         year=2017,
+        needs=("a gradient",),
         explain=smooth_grad,
     ),
     Method(
@@ -230,6 +232,7 @@ METHODS = (
         scope="local",
         paper="Sundararajan et al., ICML",
         year=2017,
+        needs=("a gradient",),
         explain=simply(signed_integrated_gradients),
         total=simply(rises),
     ),

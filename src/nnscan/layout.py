@@ -32,6 +32,9 @@ MEASURED = ("untrained", "well_trained", "shuffled")
 QUESTIONS = ("localisation", "faithfulness", "sanity", "stability", "attack", "cost")
 """What is asked of explanations, each of which is a job of every run."""
 
+SHOWN_LAYERS, SHOWN_UNITS, SHOWN_IMAGES = 8, 6, 5
+"""Layers, units of each and images of each unit that the gallery of units shows at most."""
+
 
 class Figure(NamedTuple):
     """A figure of a data set and model.
@@ -217,8 +220,9 @@ FIGURES = {
     "unit_galleries": Figure(
         "draw_units",
         "Units that detect something, and the images that activate them most",
-        "Of each dissected layer, the best units of each concept first. What lies outside the unit's mask, where "
-        "its enlarged map is above its threshold, is dimmed; the mask is outlined. First seed.",
+        f"Of each dissected layer ({SHOWN_LAYERS} of them at most), the best units of each concept first. What lies "
+        "outside the unit's mask, where its enlarged map is above its threshold, is dimmed; the mask is outlined. "
+        "First seed.",
         "dissection",
     ),
     "rotation": Figure(

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from nnscan.errors import ModelError
 from nnscan.explanations import Method
 from nnscan.metrics import Inputs, Metric, Score, changed_maps, judged
 from nnscan.models import logits
@@ -103,7 +104,7 @@ def fgsm(model: nn.Module, x: Tensor, classes: Sequence[int], step: Tensor, low:
         high: Largest value of each channel (C, 1, 1).
 
     Raises:
-        ModelError: The network has no such class scores.
+        ModelError: The network has no such class scores, or no gradient leads from them to the input.
         ScanError: x or classes have another shape.
 
     Source: Goodfellow et al., "Explaining and Harnessing Adversarial Examples" (2015), ch. 4.
@@ -168,14 +169,18 @@ def stability_scores(
 
     Returns:
         See `metrics.COLUMNS`; the metrics are `METRICS`. The case of an input after an FGSM step is such as
-        "kept at 0.031" or "flipped at 0.25".
+        "kept at 0.031" or "flipped at 0.25". Where no gradient leads to the input, the metrics of FGSM say so.
     """
     x, given = inputs.x, answers(model, inputs.x)
     steps: list[tuple[Tensor, list[str]]] = []
-    for epsilon in epsilons:
-        stepped = fgsm(model, x, inputs.classes, epsilon * inputs.range, inputs.low, inputs.high)
-        same = [before == after for before, after in zip(given, answers(model, stepped), strict=True)]
-        steps.append((stepped, [f"{KEPT if kept else FLIPPED} at {epsilon:.2g}" for kept in same]))
+    no_step = ""
+    try:
+        for epsilon in epsilons:
+            stepped = fgsm(model, x, inputs.classes, epsilon * inputs.range, inputs.low, inputs.high)
+            same = [before == after for before, after in zip(given, answers(model, stepped), strict=True)]
+            steps.append((stepped, [f"{KEPT if kept else FLIPPED} at {epsilon:.2g}" for kept in same]))
+    except ModelError as error:
+        no_step = str(error)
 
     noisy = [x + change for change in gaussian_draws(inputs, NOISE, DRAWS)]
     near = [x + change for change in even_draws(inputs, RADIUS, DRAWS)]
@@ -188,6 +193,9 @@ def stability_scores(
         for (_, cases), after in zip(steps, of_stepped, strict=True):
             yield Score("fgsm_rank", rank_correlation(maps, after), cases, UNDEFINED)
             yield Score("fgsm_peaks", shared_peaks(maps, after), cases, UNDEFINED)
+        if no_step:
+            for name in ("fgsm_rank", "fgsm_peaks"):
+                yield Score(name, np.full(len(x), np.nan), reason=no_step)
         noise = np.mean([rank_correlation(maps, after) for after in of_noisy], axis=0)
         yield Score("noise_rank", noise, reason=UNDEFINED)
         yield Score("max_sensitivity", max_sensitivity(maps, of_near), reason="the map is zero")

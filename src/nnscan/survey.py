@@ -69,6 +69,7 @@ _EXPLAINS = {  # the survey's terms, of ours
     "log-odds of the class": "output class",
     "class": "output class",
 }
+_SHUFFLED = {measure.quantity for measure in MEASURES if measure.metric.startswith("labels_")}
 _GRADIENT = ("vanilla_gradient", "guided_backpropagation", "smooth_grad", "integrated_gradients", "rectified_gradient")
 _CAM = ("cam", "grad_cam", "grad_cam_plus_plus", "score_cam")
 _SOURCE = "Si Nianwen et al. 2022, Representation visualization of CNNs"
@@ -118,12 +119,28 @@ def retrained(frame: pd.DataFrame) -> list[Row]:
 
 
 def measured(runs: Sequence[Run]) -> list[Row]:
-    """Return what was measured of each method in each run; a file that is missing or empty has a row that says so."""
-    rows = []
+    """Return what was measured of each method in each run; a file that is missing or empty has a row that says so.
+
+    What was measured on a network that has not learned its shuffled labels has a remark that says so.
+    """
+    rows: list[Row] = []
     for question, path in FILES.items():
         empty = "no foreground masks" if question == "localisation" else "no method that explains inputs"
         rows += measure(runs, path, means, "not evaluated", empty)
+    doubts = {(run.dataset, run.model, run.seed): _doubt(run) for run in runs}
+    for row in rows:
+        if row["quantity"] in _SHUFFLED:
+            row["remark"] = doubts[row["dataset"], row["model"], row["seed"]]
     return rows + measure(runs, IMAGES, picture_means, "no images of classes made")
+
+
+def _doubt(run: Run) -> str:
+    """Return why a comparison with the network trained on shuffled labels says little; empty where it does not."""
+    try:
+        require_learned_labels(run)
+    except UndefinedStatistic as error:
+        return str(error)
+    return ""
 
 
 def summaries(rows: Iterable[Row], *keys: str) -> list[Row]:
@@ -147,7 +164,7 @@ def summaries(rows: Iterable[Row], *keys: str) -> list[Row]:
 
 
 def _note(group: Sequence[Row]) -> str:
-    """Return why seeds, or some of their images, have no value."""
+    """Return why seeds, or some of their images, have no value, and what is to be said of those that have one."""
     unknown = [row for row in group if not math.isfinite(row["value"])]
     partly = [row for row in group if row["without"] and math.isfinite(row["value"])]
     notes = []
@@ -158,6 +175,11 @@ def _note(group: Sequence[Row]) -> str:
         without, images = (sum(row[name] for row in partly) for name in ("without", "images"))
         why = "; ".join(dict.fromkeys(row["reason"] for row in partly))
         notes.append(f"{without} of {images} images have no value: {why}")
+    doubted: dict[str, list[int]] = {}
+    for row in group:
+        if math.isfinite(row["value"]) and row.get("remark"):
+            doubted.setdefault(row["remark"], []).append(row["seed"])
+    notes += [f"{named_seeds(seeds)}: {remark}" for remark, seeds in doubted.items()]
     return "; ".join(notes)
 
 

@@ -35,6 +35,8 @@ TRAINING = DISSECTED  # in the order of time
 ALL = "all"  # categories, or layers, together
 
 _PLATEAU = "plateau of the blocks"
+_NO_PLATEAU = "no threefold range of points gives one estimate"
+_NO_DIMENSION = "the dimension does not exist"
 
 ROTATIONS = "experiments/rotations.parquet"
 RESULTS = "training/results.csv"
@@ -168,7 +170,15 @@ def color_share_lost(run: Run) -> float:
 
 
 def object_share_gained(run: Run) -> float:
-    """Return the share of objects among the last layer's unique detectors minus that of the first layer's."""
+    """Return the share of objects among the last layer's unique detectors minus that of the first layer's.
+
+    Raises:
+        UndefinedStatistic: There are two categories at most, of which one's share is what the other's is not.
+    """
+    rows = reduced(run, detectors_of("well_trained"), detector_numbers)
+    labelled = sorted({str(row["category"]) for row in rows} - {ALL})
+    if len(labelled) < 3:
+        raise UndefinedStatistic(f"nothing but {' and '.join(labelled)} is labelled: one share follows from the other")
     return -_share_lost(run, "object")
 
 
@@ -247,7 +257,7 @@ def _place(found: Row) -> str:
 def dimension_numbers(frame: pd.DataFrame) -> list[Row]:
     """Return what TwoNN and PCA say of each place of a network: its input, hidden layers and output.
 
-    Why not to trust an estimate stands with the intrinsic dimension, as the warning.
+    Why not to trust an estimate stands with the intrinsic dimension, as the warning; why there is no plateau with that.
     """
     quantities = {
         "dimension": "intrinsic dimension",
@@ -260,10 +270,11 @@ def dimension_numbers(frame: pd.DataFrame) -> list[Row]:
     for position, found in enumerate(records_of(frame)):
         keys = {"position": position, "layer": found["layer"], "place": _place(found)}
         keys |= {"depth": found["relative_depth"], "width": found["width"]}
-        rows += [
-            {**keys, "quantity": quantity, "value": float(found[column])} for column, quantity in quantities.items()
-        ]
-        rows[-len(quantities)]["warning"] = found["warning"]
+        values = {quantity: float(found[column]) for column, quantity in quantities.items()}
+        why = dict.fromkeys(values, "") | {"intrinsic dimension": found["warning"]}
+        if np.isnan(values[_PLATEAU]):
+            why[_PLATEAU] = _NO_DIMENSION if np.isnan(values["intrinsic dimension"]) else _NO_PLATEAU
+        rows += [{**keys, "quantity": name, "value": value, "warning": why[name]} for name, value in values.items()]
     return rows
 
 
@@ -294,13 +305,14 @@ def _beside(published: list[Row], ours: list[Row]) -> list[Row]:
 
 
 def _warnings(measured: list[Row], keys: Sequence[str]) -> dict[tuple[object, ...], list[str]]:
-    """Return why not to trust estimates, by key, with the seeds where they are not all."""
+    """Return why not to trust numbers, or why there are none, by key, with the seeds where they are not all."""
     seeds: dict[tuple[object, ...], set[int]] = {}
     said: dict[tuple[object, ...], dict[str, list[int]]] = {}
     for row in (row for row in measured if "warning" in row):
         key = tuple(row[name] for name in keys)
         seeds.setdefault(key, set()).add(row["seed"])
-        for text in filter(None, row["warning"].split("; ")):
+        texts = [row["warning"]] if np.isnan(row["value"]) else row["warning"].split("; ")
+        for text in filter(None, texts):
             said.setdefault(key, {}).setdefault(text, []).append(row["seed"])
     return {
         key: [text if len(own) == len(seeds[key]) else f"{named_seeds(own)}: {text}" for text, own in texts.items()]
@@ -314,13 +326,12 @@ def table_dimension(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFram
     for checkpoint in MEASURED:
         measured += measure(runs, dimension_of(checkpoint), dimension_numbers, "not measured", checkpoint=checkpoint)
     keys = ("checkpoint", "position", "layer")
-    level = [row for row in measured if row["quantity"] == _PLATEAU]
-    ours = summarise([row for row in measured if row["quantity"] != _PLATEAU], keys, "the dimension does not exist")
-    ours += summarise(level, keys, "the estimate changes with the number of points")
-    warned = _warnings(measured, (*BASE, *keys))
-    for row in (row for row in ours if row["quantity"] == "intrinsic dimension"):
-        own = warned.get(tuple(row[key] for key in (*BASE, *keys)), [])
-        row["note"] = "; ".join(filter(None, [row["note"], *own]))
+    ours = summarise(measured, keys, _NO_DIMENSION)
+    named = (*BASE, *keys, "quantity")
+    warned = _warnings(measured, named)
+    for row in ours:
+        note = "" if row["quantity"] == _PLATEAU else row["note"]
+        row["note"] = "; ".join(filter(None, [note, *warned.get(tuple(row[key] for key in named), [])]))
     rows = _beside(published_rows(published, runs), ours)
     return assemble(ours, rows, published, keys, "the network has no such place")
 
@@ -390,16 +401,20 @@ def _places(run: Run) -> list[Row]:
     return [row for row in rows if row["quantity"] == "intrinsic dimension"]
 
 
-def dimension_peak_depth(run: Run) -> float:
-    """Return at which relative depth (0 the input, 1 the output) the dimension is highest.
+def dimension_early_peak(run: Run) -> float:
+    """Return by how much the dimension is higher in the first half of the network than in the input and the second.
+
+    The largest of the places behind the input at a relative depth below a half, minus the largest of the others. Not
+    the peak's own depth: it takes few values, of which three seeds may agree by chance.
 
     Raises:
-        UndefinedStatistic: It is highest in the input.
+        UndefinedStatistic: No place in the first half was measured.
     """
-    peak = max(_places(run), key=lambda row: row["value"])
-    if peak["place"] == "input":
-        raise UndefinedStatistic("no peak: the input has the highest dimension")
-    return float(peak["depth"])
+    found = [(row["place"] != "input" and row["depth"] < 0.5, row["value"]) for row in _places(run)]
+    early = [value for first, value in found if first]
+    if not early:
+        raise UndefinedStatistic("no place in the first half of the network was measured")
+    return float(max(early) - max(value for first, value in found if not first))
 
 
 def dimension_by_width(run: Run) -> float:
@@ -541,8 +556,9 @@ TABLES = {
             function=table_rotation,
             columns="quantity",
             caption="The last dissected layer is multiplied by a power of a random rotation, and what reads it by the "
-            "inverse, so that the network's outputs stay the same. Mean over the rotations. Published: conv5 of "
-            "AlexNet on Places205; values between are in a figure only.",
+            "inverse, so that the network's outputs stay the same: the largest change of a class score, over the "
+            "rotations and the first images, stands in millionths of the largest score. Detectors: mean over the "
+            "rotations. Published: conv5 of AlexNet on Places205; values between are in a figure only.",
         ),
         Table(
             id="dimension_layers",
@@ -554,8 +570,8 @@ TABLES = {
             columns="quantity",
             caption="TwoNN, and the components that hold 90 % of the variance. Position 0 is the input. Values above "
             "20 are lower bounds. Plateau: the estimate where it does not change with the number of points. Fit: R² of "
-            "the line through the ratios of distances. Left out: points that coincide with another. The published "
-            "values belong to networks for 224 pixels on ImageNet, read off the figure: each of "
+            "the line through the ratios of distances. Left out: points that coincide with another, or nearly. The "
+            "published values belong to networks for 224 pixels on ImageNet, read off the figure: each of "
             "seven categories was measured by itself, with 500 images; ours are of all classes together, so that each "
             "class has fewer. Their pools, or blocks, stand beside ours in order, their last "
             "two linear layers beside our last two; the first of three (fc6) and ResNet's first pool stand alone.",
@@ -595,7 +611,7 @@ STATISTICS = {
         rotation_trend,
         dimension_rise,
         dimension_fall,
-        dimension_peak_depth,
+        dimension_early_peak,
         dimension_by_width,
         dimension_variation_over_untrained,
         shuffled_over_trained_dimension,

@@ -532,5 +532,5 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
         elif name in _NUMBERS or name.startswith("published "):
             columns[name] = pd.to_numeric(column.replace("", None)).astype(float)
         else:
-            columns[name] = column.fillna("").astype(str)
+            columns[name] = column.astype(object).fillna("").astype(str)
     return pd.DataFrame(columns)

@@ -218,16 +218,29 @@ class Opaque(nn.Module):
             return self.answer[0](x.detach())
 
 
+class Detached(nn.Module):
+    """A network whose parts are to be seen, but from whose answers no gradient leads back."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x).detach()
+
+
+@pytest.mark.parametrize("closed", [Opaque, Detached])
 @pytest.mark.parametrize("name", EXPLAINING)
-def test_a_method_needs_more_than_answers_where_the_register_says_so(name):
+def test_a_method_needs_more_than_answers_where_the_register_says_so(name, closed):
     method, x = METHODS[name], images()
     given = replace(setting(3), scanned=None)  # a scan looks into the network
     try:
-        found = method.explain(Opaque(in_place()), x, CLASSES, given)
+        found = method.explain(closed(in_place()), x, CLASSES, given)
     except NnscanError:
         assert method.transparent
+        assert method.needs
     else:
-        assert not method.transparent
+        assert not method.transparent or closed is Detached  # whose convolutions Score-CAM sees
         torch.testing.assert_close(found, method.explain(in_place(), x, CLASSES, given))
 
 

@@ -120,6 +120,27 @@ def test_a_map_that_is_zero_has_no_sensitivity():
     assert found[1] == 1
 
 
+class Detached(nn.Module):
+    """A network from whose answers no gradient leads back."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = plain()
+
+    def forward(self, x):
+        return self.inner(x).detach()
+
+
+def test_without_a_gradient_there_is_noise_but_no_adversarial_step():
+    given = given_of(images(4).clamp(-8, 1))
+    frame = stability_scores(Detached(), given, METHODS).set_index(["method", "metric"])
+    for method in METHODS:
+        own = frame.loc[method.name]
+        assert own.loc[["fgsm_rank", "fgsm_peaks"], "value"].isna().all()
+        assert own.loc[["fgsm_rank", "fgsm_peaks"], "reason"].str.startswith("no gradient leads").all()
+        assert own.loc[["noise_rank", "max_sensitivity"], "value"].notna().all()
+
+
 def test_scores():
     model, x = plain(), images(20).clamp(-8, 1)
     given = given_of(x)

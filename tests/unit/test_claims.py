@@ -455,7 +455,8 @@ def put_systems(run, holds: bool) -> None:
     counts = (6, 7, 8, 9) if holds else (9, 8, 7, 6)
     for checkpoint, count in zip(("untrained", "third1", "third2", "well_trained"), counts, strict=True):
         first = {"color": (4, 4, 4), "object": (1, 1, 1)} if holds else {"color": (0, 0, 0), "object": (4, 4, 4)}
-        put_detectors(run, checkpoint, {"a": first, "b": {"color": (1, 1, 1), "object": (count, count, count)}})
+        layers = {"a": first, "b": {"color": (1, 1, 1), "object": (count, count, count)}}
+        put_detectors(run, checkpoint, {name: {**own, "texture": (1, 1, 1)} for name, own in layers.items()})
     history = [{"phase": "regular", "epoch": epoch, "validation_loss": 9 - epoch} for epoch in range(1, 7)]
     put(run, "training/history.csv", history)
     turned = {0.0: 9, 0.2: 6, 1.0: 3} if holds else {0.0: 3, 0.2: 6, 1.0: 9}

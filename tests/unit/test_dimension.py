@@ -357,6 +357,17 @@ def tables():
     return model, x, *layer_dimensions(model, x, seed=3)
 
 
+def test_a_layer_with_values_that_are_not_finite_has_no_dimension():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 4))
+    nn.init.constant_(model[1].weight, 1e38)
+    table, blocks = layer_dimensions(model, torch.rand(60, 3, 2, 2))
+    assert table["layer"].tolist() == ["input", "1", "2"]
+    assert table["dimension"].notna().tolist() == table["pca_dimension"].notna().tolist() == [True, False, False]
+    assert table["warning"].str.contains("not finite").tolist() == [False, True, True]
+    assert set(blocks["layer"]) == {"input"}
+
+
 def test_the_table_of_layers(tables):
     model, x, table, blocks = tables
     assert list(table.columns) == COLUMNS

@@ -33,7 +33,7 @@ from nnscan.dissection import (
     unit_table,
 )
 from nnscan.errors import DataError, LayerError, ModelError, ScanError
-from nnscan.exhibits import unit_exhibits
+from nnscan.exhibits import shown_layers, unit_exhibits
 from nnscan.linearisation import Linearisation
 from nnscan.models import prepare, resnet18
 
@@ -613,6 +613,14 @@ def test_galleries_show_the_detectors_of_different_concepts_first(tmp_path):
     )
     # each image's mask holds the place of its highest activation
     assert all(mask.any() and not mask.all() for mask in galleries[0].masks)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [0]), (5, [0, 1, 2, 3, 4]), (8, list(range(8))), (15, [0, 2, 4, 6, 8, 10, 12, 14])]
+)
+def test_a_gallery_shows_few_layers_from_the_first_to_the_last(count, expected):
+    layers = [f"l{number}" for number in range(count)]
+    assert shown_layers(layers) == [layers[number] for number in expected]
 
 
 def test_masks_are_where_the_unit_is_above_its_threshold(tmp_path):

@@ -685,7 +685,7 @@ def test_units_are_outlined_and_the_rest_of_their_images_dimmed():
     masks = np.zeros((3, 4, 6), bool)
     masks[:, 1] = True
     galleries = [UnitGallery(f"unit {n}: $car, IoU 0.1", images[: 3 - n], masks[: 3 - n]) for n in range(3)]
-    figure = drawn(figures.unit_galleries({"features.0": galleries[:1], "silent": [], "features.3": galleries[1:]}))
+    figure = drawn(figures.unit_galleries({"conv1": galleries[:1], "silent": [], "conv5": galleries[1:]}))
     shown = [picture.get_array() for picture in pictures(figure)]
     assert len(shown) == 3 + 2 + 1
     assert all((np.asarray(image)[1] == 1).all() and (np.asarray(image)[[0, 2, 3]] == 0.5).all() for image in shown)
@@ -696,7 +696,7 @@ def test_units_are_outlined_and_the_rest_of_their_images_dimmed():
     assert [len(axes.collections) for axes in some.axes] == [1, 0, 0]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert list(filter(None, titles)) == [
-        rf"{layer}, unit {unit}: \$car, IoU 0.1" for unit, layer in enumerate(("conv1", "conv3", "conv3"))
+        rf"{layer}, unit {unit}: \$car, IoU 0.1" for unit, layer in enumerate(("conv1", "conv5", "conv5"))
     ]
     tops = [figure.axes[place].get_position().y1 for place in (0, 3, 5)]
     assert tops[0] > tops[1] == pytest.approx(tops[2])  # each layer begins a row

@@ -388,7 +388,7 @@ def test_differences_are_of_the_same_images(tmp_path):
         survey.STATISTICS["iou_fq_over_grad_cam"](run)
 
 
-def test_random_labels_count_where_they_were_learned(tmp_path):
+def test_random_labels_count_where_they_were_learned(tmp_path, published):
     run = make_runs(tmp_path, "lenet5", seeds=(0,))[0]
     scores = {
         ("guided_backpropagation", "labels_rank_size", ""): [0.9],
@@ -397,7 +397,12 @@ def test_random_labels_count_where_they_were_learned(tmp_path):
     put_scores(run, "sanity", scores)
     put_shuffled_accuracy(run, 0.9)
     assert survey.STATISTICS["labels_guided_over_gradient"](run) == pytest.approx(0.4)
+    asked = ("Gradient (VBP)", "random labels, rank of sizes")
+    row = of(fill("explainers_scores", [run], published), *asked)
+    assert (row["ours"], row["note"]) == (0.5, "")
     put_shuffled_accuracy(run, 0.67)
+    row = of(fill("explainers_scores", [run], published), *asked)
+    assert (row["ours"], row["note"]) == (0.5, "seed 0: the shuffled labels were not learned: training accuracy 67 %")
     with pytest.raises(UndefinedStatistic, match="the shuffled labels were not learned: training accuracy 67 %"):
         survey.STATISTICS["labels_guided_over_gradient"](run)
 

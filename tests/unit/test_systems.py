@@ -184,7 +184,12 @@ def test_statistics_of_detectors(run):
     assert systems.detectors_over_untrained(run) == 5 - 2
     assert systems.detectors_over_training(run) == pytest.approx(0.8)  # 2, 3, 6, 5
     assert systems.color_share_lost(run) == pytest.approx(3 / 4 - 2 / 5)
-    assert systems.object_share_gained(run) == pytest.approx(3 / 5 - 1 / 4)
+    with pytest.raises(UndefinedStatistic, match="nothing but color and object is labelled: one share follows"):
+        systems.object_share_gained(run)
+    layers = {"a": {"color": (1, 3, 3), "object": (1, 1, 1)}, "b": {"color": (1, 2, 2), "object": (1, 3, 3)}}
+    put_detectors(run, "well_trained", {name: {**own, "texture": (1, 1, 1)} for name, own in layers.items()})
+    assert systems.color_share_lost(run) == pytest.approx(3 / 5 - 2 / 6)
+    assert systems.object_share_gained(run) == pytest.approx(3 / 6 - 1 / 5)
 
 
 def test_the_best_checkpoint_may_come_before_a_third(run):
@@ -309,10 +314,13 @@ def test_table_of_dimensions(tmp_path, published):
     assert (row["layer"], row["ours"], row["spread"]) == ("l1", 9, pytest.approx(math.sqrt(2)))
     assert pick(frame, checkpoint="well_trained", position=0, quantity="PCA dimension")["ours"] == 40
     row = pick(frame, checkpoint="untrained", position=1, quantity="intrinsic dimension")
-    assert (row["ours"], row["seeds"], row["note"]) == (6, 1, "seed 0: the dimension does not exist")
+    why = "seed 0: the dimension does not exist; seed 0: 0 points are too few; give more"
+    assert (row["ours"], row["seeds"], row["note"]) == (6, 1, why)
     assert pick(frame, checkpoint="well_trained", position=1, quantity="plateau of the blocks")["ours"] == 9
     row = pick(frame, checkpoint="well_trained", position=0, quantity="plateau of the blocks")
-    assert row["note"] == "the estimate changes with the number of points"
+    assert row["note"] == "no threefold range of points gives one estimate"
+    row = pick(frame, checkpoint="untrained", position=1, quantity="plateau of the blocks")
+    assert (row["ours"], row["note"]) == (6, "seed 0: the dimension does not exist")
     assert pick(frame, checkpoint="well_trained", position=0, quantity="fit of the line")["ours"] == 0.99
     assert pick(frame, checkpoint="well_trained", position=0, quantity="points left out")["ours"] == 2
     # why not to trust an estimate
@@ -324,6 +332,12 @@ def test_table_of_dimensions(tmp_path, published):
     again = fill("dimension_layers", runs, published)
     note = pick(again, checkpoint="well_trained", position=1, quantity="intrinsic dimension")["note"]
     assert note == "seed 1: above 10; seed 1: also"
+    for one in runs:  # a reason is one text
+        put_dimensions(one, "well_trained", [(12.0, 40), (math.nan, 20), (3.0, 6)])
+    again = fill("dimension_layers", runs, published)
+    note = pick(again, checkpoint="well_trained", position=1, quantity="intrinsic dimension")["note"]
+    texts = [f"seed {seed}: {seed} points are too few; give more" for seed in (0, 1)]
+    assert note == "; ".join(["the dimension does not exist", *texts])
     assert pick(frame, checkpoint="shuffled")["note"].startswith("seeds 0, 1: not measured")
     assert frame["published ImageNet"].isna().all()
     view = readable(frame, TABLES["dimension_layers"]).frame
@@ -389,7 +403,7 @@ def test_statistics_of_dimensions(run):
     assert systems.dimension_variation_over_untrained(run) == pytest.approx(15 / 9 - 4 / 10)
     assert systems.shuffled_over_trained_dimension(run) == 21 - 4
     assert systems.pca_over_dimension(run) == 12 / 4
-    assert systems.dimension_peak_depth(run) == pytest.approx(1 / 4)
+    assert systems.dimension_early_peak(run) == 16 - 14  # the middle belongs to the second half
     assert systems.dimension_by_width(run) == 16 / 64
 
 
@@ -444,6 +458,15 @@ def test_a_dimension_that_never_rises_or_falls_says_so(run):
     assert systems.dimension_fall(run) == -3  # the claim is contradicted, not merely undecided
 
 
+@pytest.mark.parametrize(
+    ("dimensions", "expected"),
+    [((10, 16, 4, 3), 16 - 10), ((10, 8, 4, 3), 8 - 10), ((10, 16, 17, 3), 16 - 17), ((10, 16, 4, 18), 16 - 18)],
+)
+def test_an_early_peak_is_above_the_input_and_the_second_half(dimensions, expected, run):
+    put_dimensions(run, "well_trained", [(float(value), 40) for value in dimensions])
+    assert systems.dimension_early_peak(run) == expected
+
+
 def test_named_layers_need_not_end_with_the_output(run):
     put_dimensions(run, "well_trained", [(10.0, 40), (16.0, 30), (4.0, 12)], output=False)
     assert systems.dimension_fall(run) == 12
@@ -459,7 +482,7 @@ def test_dimensions_that_do_not_exist(run):
         *(systems.dimension_rise, systems.dimension_fall, systems.dimension_variation_over_untrained),
         *(systems.shuffled_over_trained_dimension, systems.pca_over_dimension, systems.dimension_and_error),
     )
-    for statistic in (*statistics, systems.dimension_peak_depth, systems.dimension_by_width):
+    for statistic in (*statistics, systems.dimension_early_peak, systems.dimension_by_width):
         with pytest.raises(UndefinedStatistic, match="a layer's dimension does not exist"):
             statistic(run)
     for checkpoint in ("well_trained", "shuffled"):
@@ -469,8 +492,8 @@ def test_dimensions_that_do_not_exist(run):
             statistic(run)
     with pytest.raises(UndefinedStatistic, match="no hidden layer"):
         systems.dimension_by_width(run)
-    with pytest.raises(UndefinedStatistic, match="no peak: the input has the highest dimension"):
-        systems.dimension_peak_depth(run)
+    with pytest.raises(UndefinedStatistic, match="no place in the first half of the network was measured"):
+        systems.dimension_early_peak(run)
     put_dimensions(run, "well_trained", [(10.0, 40), (5.0, 9), (2.0, 3)])
     with pytest.raises(UndefinedStatistic, match="one hidden layer only"):
         systems.dimension_fall(run)

@@ -19,9 +19,12 @@ with job(snakemake):
     save(out.detectors_over_training, drawings.detectors_over_training(counts))
     save(out.rotation, figures.rotation(figures.by_seed(files.rotations, params.seeds)))
     concepts, exemplars = read_broden(files.concepts), read_frame(files.exemplars)
+    labels = dict(zip(layers, figures.short_layers(layers), strict=True))
     shown = {
-        name: exhibits.unit_exhibits(model, concepts, feed, units, exemplars, name, upsampling=params.upsampling)
-        for name in layers
+        labels[name]: exhibits.unit_exhibits(
+            model, concepts, feed, units, exemplars, name, upsampling=params.upsampling
+        )
+        for name in exhibits.shown_layers(layers)
     }
     save(out.unit_galleries, figures.unit_galleries(shown))
     reasons = exhibits.unit_reasons(model, dataset, units, layers[-1])
