@@ -29,6 +29,8 @@ until_ready() {
 
 [ "$(id -u)" = 0 ] || fail "needs root, for the packages and the daemons"
 for name in slurm.conf gres.conf; do
+    earlier=$(dirname "$(readlink "$links/$name" || true)")
+    [ "$earlier" = . ] || fail "$links/$name: a cluster is or was up in $earlier; slurm_down.sh $earlier ends it, or remove the link"
     [ ! -e "$links/$name" ] || fail "$links/$name exists: this machine belongs to a cluster already"
 done
 
