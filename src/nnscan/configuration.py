@@ -198,7 +198,7 @@ class TrainingConfig(_Closed):
     overfitting_epochs: int = Field(
         80, ge=0,
         description="epochs of the long training without weight decay and augmentation that ends in the overfitted "
-        "checkpoint, from the same start; 0: none",
+        "checkpoint, from the same start, and of that on shuffled labels; 0: neither",
     )  # fmt: skip
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",

@@ -324,7 +324,8 @@ def table_dimension(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFram
     """Fill the intrinsic dimension by layer. Source: Ansuini et al. 2019, figure 3."""
     measured: list[Row] = []
     for checkpoint in MEASURED:
-        measured += measure(runs, dimension_of(checkpoint), dimension_numbers, "not measured", checkpoint=checkpoint)
+        asking = runs if checkpoint != "shuffled" else [run for run in runs if run.asks(dimension_of(checkpoint))]
+        measured += measure(asking, dimension_of(checkpoint), dimension_numbers, "not measured", checkpoint=checkpoint)
     keys = ("checkpoint", "position", "layer")
     ours = summarise(measured, keys, _NO_DIMENSION)
     named = (*BASE, *keys, "quantity")
@@ -444,6 +445,7 @@ def shuffled_over_trained_dimension(run: Run) -> float:
 
     Raises:
         UndefinedStatistic: The network has not learned the shuffled labels by heart.
+        NotAsked: The study trains no network on shuffled labels.
     """
     require_learned_labels(run)
     return _dimensions(run, "shuffled", place="hidden")[-1] - _dimensions(run, "well_trained", place="hidden")[-1]

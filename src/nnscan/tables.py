@@ -172,9 +172,13 @@ class Run:
     folder: Path
     files: frozenset[str] | None = field(default=None, compare=False)
 
+    def asks(self, relative_path: str) -> bool:
+        """Return whether a result file belongs to the study."""
+        return self.files is None or relative_path in self.files
+
     def has(self, relative_path: str) -> bool:
         """Return whether a result file belongs to the study and exists."""
-        return (self.files is None or relative_path in self.files) and (self.folder / relative_path).is_file()
+        return self.asks(relative_path) and (self.folder / relative_path).is_file()
 
 
 @dataclass(frozen=True)
@@ -376,8 +380,11 @@ def require_learned_labels(run: Run) -> None:
     """Check that the network trained on shuffled labels has learned them by heart (`BY_HEART`).
 
     Raises:
-        UndefinedStatistic: It has not, or no network of the run was trained on shuffled labels.
+        UndefinedStatistic: It has not, or its results are missing.
+        NotAsked: The study trains no network on shuffled labels.
     """
+    if not run.asks(SHUFFLED):
+        raise NotAsked("no network is trained on shuffled labels where overfitting_epochs is 0")
     learned = values_of(reduced(run, SHUFFLED, _learned_labels), "undefined", quantity="training accuracy")[0]
     if learned < BY_HEART:
         raise UndefinedStatistic(f"the shuffled labels were not learned: training accuracy {learned:.0f} %")

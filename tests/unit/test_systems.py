@@ -1,6 +1,7 @@
 """Tables and statistics of the systems beside the theses, on small run folders whose numbers are known by hand."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from nnscan.dimension import layer_dimensions, representation_layers
 from nnscan.dissection import detector_counts
 from nnscan.models import load_model
 from nnscan.rendering import read_csv, readable, render
-from nnscan.tables import QUANTITIES, UndefinedStatistic, read_published, reduced
+from nnscan.tables import QUANTITIES, NotAsked, UndefinedStatistic, read_published, reduced
 from nnscan.training import Protocol, kept_epochs
 from result_files import (
     fill,
@@ -415,6 +416,17 @@ def test_labels_that_were_not_learned_by_heart_say_nothing(run):
     put_shuffled_accuracy(run, 0.89)
     with pytest.raises(UndefinedStatistic, match="were not learned: training accuracy 89 %"):
         systems.shuffled_over_trained_dimension(run)
+
+
+def test_a_study_without_shuffled_labels_says_nothing_of_them(run, published):
+    put_dimensions(run, "well_trained", [(10.0, 40), (4.0, 12), (1.0, 3)])
+    files = frozenset({systems.dimension_of("untrained"), systems.dimension_of("well_trained")})
+    without = replace(run, files=files)
+    with pytest.raises(NotAsked, match="overfitting_epochs is 0"):
+        systems.shuffled_over_trained_dimension(without)
+    assert "shuffled" not in set(fill("dimension_layers", [without], published)["checkpoint"])
+    notes = fill("dimension_layers", [replace(run, files=files | {systems.dimension_of("shuffled")})], published)["note"]
+    assert "seed 0: not measured: metrics/shuffled/dimension.parquet is missing" in set(notes)
 
 
 def test_what_batch_normalisation_changes():
