@@ -425,8 +425,9 @@ def test_a_study_without_shuffled_labels_says_nothing_of_them(run, published):
     with pytest.raises(NotAsked, match="overfitting_epochs is 0"):
         systems.shuffled_over_trained_dimension(without)
     assert "shuffled" not in set(fill("dimension_layers", [without], published)["checkpoint"])
-    notes = fill("dimension_layers", [replace(run, files=files | {systems.dimension_of("shuffled")})], published)["note"]
-    assert "seed 0: not measured: metrics/shuffled/dimension.parquet is missing" in set(notes)
+    asking = replace(run, files=files | {systems.dimension_of("shuffled")})
+    notes = set(fill("dimension_layers", [asking], published)["note"])
+    assert "seed 0: not measured: metrics/shuffled/dimension.parquet is missing" in notes
 
 
 def test_what_batch_normalisation_changes():
