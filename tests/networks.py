@@ -50,6 +50,17 @@ class Residual(nn.Module):
         return {"scores": self.head(late.mean((2, 3)))}
 
 
+class Detached(nn.Module):
+    """A network whose parts are to be seen, but from whose answers no gradient leads back."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x).detach()
+
+
 class Dense(nn.Module):
     """The last maps are a concatenation, normalised."""
 

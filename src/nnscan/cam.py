@@ -82,6 +82,15 @@ def _maps_and_scores(prepared: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return found.maps, scores
 
 
+def _gradient(maps: Tensor, scores: Tensor, classes: Sequence[int]) -> Tensor:
+    """Return the gradient of each input's class score by its feature maps (n, K, h, w).
+
+    Raises:
+        ModelError: No gradient leads from the scores to the maps.
+    """
+    return torch.autograd.grad(own_scores(followed(scores), classes).sum(), maps)[0]
+
+
 @torch.inference_mode(False)
 def cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
     """Return the class activation maps `sum_k w_ck A_k` (N, H, W), signed, in units of the class score.
@@ -107,7 +116,7 @@ def cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
         part = x[start : start + BATCH]
         maps, scores = _maps_and_scores(prepared, part)
         other = sorted({name for name, _ in operations(scores, behind=maps)} - _LINEAR)
-        (gradient,) = torch.autograd.grad(own_scores(followed(scores), classes[start : start + BATCH]).sum(), maps)
+        gradient = _gradient(maps, scores, classes[start : start + BATCH])
         mean = gradient.mean((2, 3), keepdim=True)
         if other or not torch.allclose(
             gradient, mean.expand_as(gradient), rtol=1e-4, atol=1e-6 * float(mean.abs().max())
@@ -145,7 +154,7 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Sequence[int]) -> Tensor:
     for start in range(0, len(x), BATCH):
         part = x[start : start + BATCH]
         maps, scores = _maps_and_scores(prepared, part)
-        (gradient,) = torch.autograd.grad(own_scores(followed(scores), classes[start : start + BATCH]).sum(), maps)
+        gradient = _gradient(maps, scores, classes[start : start + BATCH])
         weights = gradient.mean((2, 3), keepdim=True)
         parts.append(drawn_up((weights * maps).sum(1).relu(), part).detach())
     return torch.cat(parts)
@@ -177,7 +186,7 @@ def grad_cam_plus_plus(model: nn.Module, x: Tensor, classes: Sequence[int]) -> T
     for start in range(0, len(x), BATCH):
         part = x[start : start + BATCH]
         maps, scores = _maps_and_scores(prepared, part)
-        (gradient,) = torch.autograd.grad(own_scores(followed(scores), classes[start : start + BATCH]).sum(), maps)
+        gradient = _gradient(maps, scores, classes[start : start + BATCH])
         rising = gradient.relu()
         denominator = 2 + rising * maps.sum((2, 3), keepdim=True)
         if bool((denominator <= 0).any()):

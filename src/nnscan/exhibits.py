@@ -17,7 +17,7 @@ from nnscan.dissection import Feed, Probe, Upsampling, View, dissected_modules
 from nnscan.dissection import explain as explain_units
 from nnscan.drawings import Likenesses, UnitReasons
 from nnscan.explanations import Method
-from nnscan.figures import UnitGallery
+from nnscan.figures import UnitGallery, evenly
 from nnscan.layout import SHOWN_IMAGES, SHOWN_LAYERS, SHOWN_UNITS
 from nnscan.prototypes import ProtoPNet
 from nnscan.prototypes import explain as explain_likeness
@@ -28,8 +28,7 @@ from nnscan.survey import VALIDATION
 
 def shown_layers(layers: Sequence[str]) -> list[str]:
     """Return the layers of which pictures show units: the first, the last, and `SHOWN_LAYERS` in all at most."""
-    chosen = np.linspace(0, len(layers) - 1, min(SHOWN_LAYERS, len(layers))).round().astype(int)
-    return [layers[place] for place in chosen.tolist()]
+    return [layers[place] for place in evenly(len(layers), SHOWN_LAYERS)]
 
 
 def unit_exhibits(

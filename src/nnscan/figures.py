@@ -68,6 +68,12 @@ def short_layers(layers: Sequence[str], convolutional: bool = True) -> list[str]
     return [f"{'conv' if convolutional else 'layer'}{index}" for index, _ in enumerate(layers, start=1)]
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Return the positions of at most so many of `count` layers: the first, the last and evenly between."""
+    chosen: list[int] = np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+    return chosen
+
+
 def _tilt_labels(axes: Axes, count: int) -> None:
     """Tilt the labels of an axis of so many layers where they would touch."""
     axes.tick_params(axis="x", rotation=45 if count > 6 else 0)

@@ -24,6 +24,7 @@ from nnscan.figures import (
     Portrait,
     Process,
     SimilarNeuron,
+    evenly,
     numbered_layers,
     plain,
     short_layers,
@@ -149,7 +150,7 @@ def learning_process(title: str, model: nn.Module, dataset: Dataset, count: int 
     x = torch.from_numpy(dataset.inputs("test", chosen))
     found = network_layers(model, x)
     labels = numbered_layers([layer.convolutional for layer in found])
-    places = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)).tolist()
+    places = evenly(len(found), most)
     probe = prepare(model)
     with torch.no_grad(), capture(probe, [layer.name for layer in found]) as outputs:
         probe(x.to(device_of(model), copy=True))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -279,7 +279,7 @@ def _scores(
 def _disagreements(scores: pd.DataFrame, questions: pd.DataFrame) -> dict[str, Any]:
     """Return which scores rank methods least alike, on which methods questions disagree, and how alike scores rank."""
     kendall, spearman = (_numbers(agreement(scores, kind)) for kind in ("kendall", "spearman"))
-    pairs = _pairs(kendall)
+    pairs = sorted(_pairs(kendall))[:_PAIRS]
     widest = disputed(questions)
     rows = []
     for name in widest[widest > 0].index[:_DISPUTED]:
@@ -287,18 +287,18 @@ def _disagreements(scores: pd.DataFrame, questions: pd.DataFrame) -> dict[str, A
         ends = {"best": str(own.index[0]), "best_place": f"{own.iloc[0]:.2f}"}
         rows.append({"name": name, **ends, "worst": str(own.index[-1]), "worst_place": f"{own.iloc[-1]:.2f}"})
     return {
-        "pairs": [
-            {"first": first, "second": second, "tau": _signed(tau)} for tau, first, second in sorted(pairs)[:_PAIRS]
-        ],
+        "pairs": [{"first": first, "second": second, "tau": _signed(tau)} for tau, first, second in pairs],
         "disputed": rows,
-        "alike": _matrix(kendall, spearman) if _pairs(kendall) else [],
+        "alike": _matrix(kendall, spearman),
     }
 
 
 def _matrix(
     kendall: Mapping[str, Mapping[str, float]], spearman: Mapping[str, Mapping[str, float]]
 ) -> list[tuple[str, list[dict[str, str]]]]:
-    """Return the rows of a square table of rank correlations: of each its name and its cells."""
+    """Return the rows of a square table of rank correlations: of each its name and its cells; none without a pair."""
+    if not _pairs(kendall):
+        return []
     return [
         (first, [_agreement_cell(kendall[first][second], spearman[first][second]) for second in kendall])
         for first in kendall
@@ -331,10 +331,9 @@ def _overview(overall: Mapping[str, pd.Series[float]], controls: Sequence[str]) 
     table.insert(0, "mean", table.mean(axis=1))
     table = table.sort_values("mean", kind="stable")
     networks = table.drop(columns="mean")
-    kinds: tuple[Literal["kendall", "spearman"], ...] = ("kendall", "spearman")
-    kendall, spearman = (_numbers(networks.corr(kind, min_periods=FEWEST)) for kind in kinds)
+    kendall, spearman = (_numbers(networks.corr(kind, min_periods=FEWEST)) for kind in ("kendall", "spearman"))
     return {
         "columns": [_column("mean", chosen=True), *(_column(f"{name} ({len(own)})") for name, own in overall.items())],
         "methods": _places(table, controls),
-        "alike": _matrix(kendall, spearman) if _pairs(kendall) else [],
+        "alike": _matrix(kendall, spearman),
     }

@@ -324,8 +324,9 @@ def table_dimension(runs: Sequence[Run], published: pd.DataFrame) -> pd.DataFram
     """Fill the intrinsic dimension by layer. Source: Ansuini et al. 2019, figure 3."""
     measured: list[Row] = []
     for checkpoint in MEASURED:
-        asking = runs if checkpoint != "shuffled" else [run for run in runs if run.asks(dimension_of(checkpoint))]
-        measured += measure(asking, dimension_of(checkpoint), dimension_numbers, "not measured", checkpoint=checkpoint)
+        path = dimension_of(checkpoint)
+        asking = [run for run in runs if run.asks(path)]
+        measured += measure(asking, path, dimension_numbers, "not measured", checkpoint=checkpoint)
     keys = ("checkpoint", "position", "layer")
     ours = summarise(measured, keys, _NO_DIMENSION)
     named = (*BASE, *keys, "quantity")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks import CLASSES, Dense, Residual, images, plain, pooled, weighed
+from networks import CLASSES, Dense, Detached, Residual, images, plain, pooled, weighed
 from nnscan import explainers, gradients, maximisation, perturbations, surrogates
 from nnscan.errors import ConfigurationError, ModelError, NnscanError, ScanError
 from nnscan.explainers import EXPLAINERS, METHODS, chosen
@@ -216,17 +216,6 @@ class Opaque(nn.Module):
     def forward(self, x):
         with torch.no_grad():
             return self.answer[0](x.detach())
-
-
-class Detached(nn.Module):
-    """A network whose parts are to be seen, but from whose answers no gradient leads back."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x).detach()
 
 
 @pytest.mark.parametrize("closed", [Opaque, Detached])

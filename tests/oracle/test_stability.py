@@ -7,7 +7,7 @@ from captum.metrics import sensitivity_max
 from captum.robust import FGSM
 from torch import nn
 
-from networks import CLASSES, Residual, images, plain, scores_of
+from networks import CLASSES, Detached, Residual, images, plain, scores_of
 from nnscan.controls import METHODS
 from nnscan.explanations import Method, Setting, simply
 from nnscan.gradients import backpropagation
@@ -120,20 +120,9 @@ def test_a_map_that_is_zero_has_no_sensitivity():
     assert found[1] == 1
 
 
-class Detached(nn.Module):
-    """A network from whose answers no gradient leads back."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = plain()
-
-    def forward(self, x):
-        return self.inner(x).detach()
-
-
 def test_without_a_gradient_there_is_noise_but_no_adversarial_step():
     given = given_of(images(4).clamp(-8, 1))
-    frame = stability_scores(Detached(), given, METHODS).set_index(["method", "metric"])
+    frame = stability_scores(Detached(plain()), given, METHODS).set_index(["method", "metric"])
     for method in METHODS:
         own = frame.loc[method.name]
         assert own.loc[["fgsm_rank", "fgsm_peaks"], "value"].isna().all()
